@@ -1,0 +1,83 @@
+"""Health over HTTP: `GET /health`, as `prefect worker start --with-healthcheck` serves it.
+
+Reads a snapshot of plain values through a function; changes nothing and waits for nothing, so it runs in
+a thread of its own with the standard library's server.
+"""
+
+import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+# Prefect's worker counts as healthy while its last poll is younger than this many poll intervals
+# (PROTOCOL 8).
+POLL_INTERVALS = 30
+
+
+class HealthServerError(Exception):
+    """The health endpoint cannot be served; the message names the address and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What health is judged by: the time of the last poll (of the start before the first one)."""
+
+    last_polled: datetime
+    poll_interval: float
+
+
+def is_healthy(snapshot: Snapshot, *, now: datetime) -> bool:
+    """Whether the daemon still asks for work: a pure function of time."""
+    return now - snapshot.last_polled <= timedelta(seconds=snapshot.poll_interval * POLL_INTERVALS)
+
+
+@contextmanager
+def serve(
+    *, host: str, port: int, snapshot: Callable[[], Snapshot], now: Callable[[], datetime]
+) -> Generator[int]:
+    """Serve while the context lasts; yields the port in use. Raises HealthServerError when it is taken."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.split("?", 1)[0] != "/health":
+                self._answer(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
+            elif is_healthy(snapshot(), now=now()):
+                self._answer(HTTPStatus.OK, {"message": "OK"})
+            else:
+                self._answer(
+                    HTTPStatus.SERVICE_UNAVAILABLE, {"message": "Worker may be unresponsive at this time"}
+                )
+
+        def _answer(self, status: HTTPStatus, body: dict[str, str]) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+            """Probes come every few seconds; they are not news."""
+
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        msg = (
+            f"cannot serve health on {host}:{port}: {error.strerror};"
+            " choose another address with PREFECT_WORKER_WEBSERVER_HOST and PREFECT_WORKER_WEBSERVER_PORT"
+        )
+        raise HealthServerError(msg) from error
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="health", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

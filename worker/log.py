@@ -1,0 +1,104 @@
+"""Structured logs: set-up, rendering and redaction.
+
+Events are `noun.verb` with fields; they go to standard error, as JSON lines or, on a terminal, as readable
+ones. Standard output is left to what `prefect worker start` prints there: the started and stopped lines and
+the flows' own output.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable, MutableMapping
+from typing import Any, TextIO, cast
+
+import structlog
+from structlog.typing import Processor
+
+MASK = "********"
+_SECRET_WORDS = ("password", "secret", "token", "api_key", "auth_string", "authorization", "credential")
+_SHORTEST_SECRET = 4
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+
+
+class Redactor:
+    """Masks secrets by value, wherever they stand, and by key name.
+
+    Values shorter than four characters are not hidden by value: they would mask half of every line.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets: tuple[str, ...] = ()
+        self.hide(*secrets)
+
+    def hide(self, *secrets: str) -> None:
+        """Mask these values from now on; longer ones first, so that none is masked in part."""
+        known = {*self._secrets, *(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)}
+        self._secrets = tuple(sorted(known, key=len, reverse=True))
+
+    def text(self, text: str) -> str:
+        """The text with every known secret masked."""
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, MASK)
+        return text
+
+    def value(self, value: Any) -> Any:
+        """The same for text inside lists and mappings."""
+        match value:
+            case str():
+                return self.text(value)
+            case dict():
+                mapping = cast("dict[Any, Any]", value)
+                return {key: self._by_key(str(key), item) for key, item in mapping.items()}
+            case list() | tuple() | set() | frozenset():
+                items = cast("Iterable[Any]", value)
+                return [self.value(item) for item in items]
+            case _:
+                return value
+
+    def _by_key(self, key: str, value: Any) -> Any:
+        if any(word in key.lower() for word in _SECRET_WORDS) and isinstance(value, str) and value:
+            return MASK
+        return self.value(value)
+
+    def __call__(self, _logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """A structlog processor."""
+        for key in event:
+            event[key] = self._by_key(key, event[key])
+        return event
+
+
+def is_json(chosen: str, stream: TextIO) -> bool:
+    """Whether logs are JSON lines: as chosen, and for `auto` when nobody reads them on a terminal."""
+    return chosen == "json" or (chosen == "auto" and not stream.isatty())
+
+
+def configure(*, chosen_format: str, level: str, redactor: Redactor, stream: TextIO | None = None) -> None:
+    """Set up structlog for the process; called once, by the command line."""
+    target = sys.stderr if stream is None else stream
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if is_json(chosen_format, target):
+        processors += [structlog.processors.format_exc_info, redactor, structlog.processors.JSONRenderer()]
+    else:
+        # Plain tracebacks pass through the redactor as text; the console renderer would print locals.
+        processors += [
+            structlog.processors.format_exc_info,
+            redactor,
+            structlog.dev.ConsoleRenderer(colors=target.isatty()),
+        ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS.get(level.lower(), logging.INFO)),
+        logger_factory=structlog.PrintLoggerFactory(file=target),
+        cache_logger_on_first_use=False,
+    )

@@ -1,0 +1,36 @@
+"""What flows print, passed on by the daemon: prefixed lines for people, log events for machines."""
+
+from collections.abc import Callable
+from typing import TextIO
+
+import structlog
+
+from worker.api.models import FlowRun
+from worker.log import Redactor
+
+
+def printer(*, as_json: bool, redactor: Redactor, stream: TextIO) -> Callable[[FlowRun, str], None]:
+    """A function that passes on one line of a run's output.
+
+    As JSON each line is a `flow_run.output` event among the logs; otherwise it goes to `stream`, where
+    `prefect worker start` prints it, behind the run's name. A reader that has gone away (a closed pipe) must
+    not cost the run anything: the rest is dropped, with one warning.
+    """
+    log = structlog.get_logger()
+    broken = False
+
+    def as_event(_flow_run: FlowRun, line: str) -> None:
+        # The run's id and name are bound to every event of its execution.
+        log.info("flow_run.output", line=line)
+
+    def as_text(flow_run: FlowRun, line: str) -> None:
+        nonlocal broken
+        if broken:
+            return
+        try:
+            print(f"{flow_run.name} | {redactor.text(line)}", file=stream, flush=True)
+        except OSError as error:
+            broken = True
+            log.warning("output.unwritable", reason=str(error))
+
+    return as_event if as_json else as_text

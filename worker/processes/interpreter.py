@@ -1,0 +1,131 @@
+"""What the Python that runs the flows is, and whether Prefect is installed for it.
+
+Owns: one short subprocess that asks, and one sentence when the answer is no. Does not own: what is started with it.
+Prefect is not imported for this, neither here nor there (that takes seconds): its version is in the package metadata.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Any, cast
+
+import anyio
+
+# For any Python from 3.8 on. Not run with -I: a Prefect found through PYTHONPATH counts, as it will for the flows.
+_QUESTION = """\
+import json, sys
+answer = {"python": "%d.%d.%d" % sys.version_info[:3], "prefix": sys.prefix, "prefect": None}
+try:
+    from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
+    if find_spec("prefect") is not None:
+        answer["prefect"] = version("prefect")
+except (ImportError, PackageNotFoundError):
+    pass
+print("\\nheadrace:" + json.dumps(answer))
+"""
+_ANSWER = "headrace:"
+_OLDEST_PREFECT = (3, 0)
+_LAST_WORDS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python that can run flows. `executable` is absolute, and not resolved: a virtual environment's link is its name."""
+
+    executable: str
+    python_version: str
+    prefect_version: str
+
+
+class InterpreterError(Exception):
+    """A Python cannot run flows. The message is one sentence that names it and the fix."""
+
+
+async def inspect_interpreter(python: str, *, timeout: float = 30.0) -> Interpreter:
+    """Ask a Python, given by path or by name in PATH, what it is. Takes about 50 ms. Raises InterpreterError."""
+    executable = _locate(python)
+    try:
+        with anyio.fail_after(timeout):
+            # From the root directory: `-c` puts the current one on sys.path, and what lies there is not installed.
+            done = await anyio.run_process(
+                [executable, "-c", _QUESTION],
+                cwd="/",
+                check=False,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+    except TimeoutError:
+        raise InterpreterError(
+            f"the Python interpreter {executable} did not answer within {timeout:g} s: try `{executable} -V`"
+        ) from None
+    except OSError as error:
+        reason = (
+            "is not a program" if error.errno == errno.ENOEXEC else f"cannot be started ({error.strerror})"
+        )
+        raise InterpreterError(
+            f"the Python interpreter {executable} {reason}: give another with --python"
+        ) from error
+    return _judge(
+        executable,
+        done.returncode,
+        done.stdout.decode(errors="replace"),
+        done.stderr.decode(errors="replace"),
+    )
+
+
+def _locate(python: str) -> str:
+    found = shutil.which(python)
+    if found is None:
+        raise InterpreterError(_explain_missing(python))
+    return os.path.abspath(found)  # noqa: PTH100 - Path.resolve() would leave the virtual environment
+
+
+def _explain_missing(python: str) -> str:
+    if os.path.isdir(python):  # noqa: PTH112 - an argument as typed, not a path of ours
+        return f"the Python interpreter {python} is a directory: give the path of the program with --python"
+    if os.path.exists(python):  # noqa: PTH110 - same
+        return (
+            f"the Python interpreter {python} is not executable: chmod +x it, or give another with --python"
+        )
+    return (
+        f"the Python interpreter {python} does not exist: give the path of one that has Prefect with --python"
+    )
+
+
+def _judge(executable: str, status: int, output: str, errors: str) -> Interpreter:
+    """What the answer means. Raises InterpreterError."""
+    lines = [line for line in output.splitlines() if line.startswith(_ANSWER)]
+    if status != 0 or not lines:
+        words = (errors.strip() or output.strip() or "no output")[-_LAST_WORDS:].splitlines()[-1]
+        raise InterpreterError(
+            f"{executable} did not answer as a Python interpreter does (exit status {status}: {words}): "
+            "give another with --python"
+        )
+    answer = cast("dict[str, Any]", json.loads(lines[-1].removeprefix(_ANSWER)))
+    install = f"{shlex.quote(executable)} -m pip install prefect"
+    version = answer["prefect"]
+    if not isinstance(version, str):
+        raise InterpreterError(
+            f"Prefect is not installed for {executable}: run `{install}`, or give another with --python"
+        )
+    if _release(version) < _OLDEST_PREFECT:
+        raise InterpreterError(
+            f"Prefect {version} of {executable} is too old, 3.0 is needed: run `{install} -U`"
+        )
+    return Interpreter(executable=executable, python_version=str(answer["python"]), prefect_version=version)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; (0, 0) for what has none, such as an unversioned checkout's `0+unknown`."""
+    numbers: list[int] = []
+    for part in version.split("+", maxsplit=1)[0].split(".")[:2]:
+        digits = "".join(character for character in part if character.isdigit())
+        numbers.append(int(digits or 0))
+    return tuple(numbers)

@@ -1,0 +1,115 @@
+"""Reading the process table: who runs, whose child, in which session, since when, with which marker.
+
+Owns: /proc on Linux (proc(5)), psutil elsewhere, behind the same values. Does not own: which processes belong together,
+and signalling them (`tree`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+
+class Identity(NamedTuple):
+    """What tells a process from a later one with the same pid: the pid and when it started.
+
+    `start_time` is in seconds since boot on Linux, to the clock tick (10 ms), and in seconds since the epoch elsewhere.
+    It is compared for equality only, within one boot of one machine.
+    """
+
+    pid: int
+    start_time: float
+
+
+class Marker(NamedTuple):
+    """The environment variable that every process of a run inherits: name and value."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """One row of the process table. `dead` means a zombie: it has ended and waits for its parent to collect it."""
+
+    pid: int
+    ppid: int
+    session: int
+    start_time: float
+    dead: bool
+
+    @property
+    def identity(self) -> Identity:
+        """Pid and start time."""
+        return Identity(self.pid, self.start_time)
+
+
+def read_process(pid: int) -> ProcessInfo | None:
+    """The process with this pid now, or None."""
+    if sys.platform != "linux":
+        return read_with_psutil(pid)
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return _parse_stat(pid, stat)
+
+
+def _parse_stat(pid: int, stat: bytes) -> ProcessInfo:
+    # The command name may itself hold blanks and parentheses: count fields from the last one (proc_pid_stat(5)).
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return ProcessInfo(
+        pid=pid,
+        ppid=int(fields[1]),
+        session=int(fields[3]),
+        start_time=int(fields[19]) / os.sysconf("SC_CLK_TCK"),
+        # A process whose first thread has ended while others run is shown as a zombie, and is not one.
+        dead=fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1,
+    )
+
+
+def read_with_psutil(pid: int) -> ProcessInfo | None:
+    """The same where there is no /proc. Its start times are of another kind and not to be mixed."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            return ProcessInfo(
+                pid=pid,
+                ppid=process.ppid(),
+                session=os.getsid(pid),
+                start_time=process.create_time(),
+                dead=process.status() == psutil.STATUS_ZOMBIE,
+            )
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return None
+    except (psutil.AccessDenied, PermissionError):
+        return None  # another user's process on a system that hides them: none of ours
+
+
+def snapshot() -> dict[int, ProcessInfo]:
+    """The process table, by pid. Processes that end while it is read may be missing."""
+    if sys.platform == "linux":
+        with os.scandir("/proc") as entries:
+            pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
+    else:
+        pids = psutil.pids()
+    return {pid: info for pid in pids if (info := read_process(pid)) is not None}
+
+
+def carries(pid: int, marker: Marker) -> bool:
+    """Whether the process was started with this variable in its environment; False where that cannot be read."""
+    if sys.platform != "linux":
+        try:
+            return psutil.Process(pid).environ().get(marker.name) == marker.value
+        except (psutil.Error, OSError):
+            return False
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return b"\0" + os.fsencode(f"{marker.name}={marker.value}") + b"\0" in b"\0" + environ + b"\0"

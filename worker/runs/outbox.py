@@ -1,0 +1,160 @@
+"""Log lines and events for the server: handed over at once, sent in the background.
+
+What Prefect's worker writes into a run's log and emits as events, this daemon does too, so the run's page
+and the worker's page in Prefect's UI look as ever. Nothing here decides anything, so nothing here may hold
+up a run: records wait in a bounded queue and go out in batches, and when the server stays away the oldest
+are dropped with a warning. Flow output is not sent (the flow's own logger does that).
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import structlog
+
+from worker.api.client import PrefectClient
+from worker.api.errors import ApiError
+from worker.api.models import LogRecord, WorkerEvent
+
+LOGGER_NAME = "prefect.flow_runs.worker"
+_QUEUE_LIMIT = 10_000
+_BATCH = 200
+# Prefect's own PREFECT_LOGGING_TO_API_BATCH_INTERVAL, in seconds (PROTOCOL 2.9).
+_INTERVAL = 2.0
+
+INFO = 20
+WARNING = 30
+ERROR = 40
+
+
+@dataclass(frozen=True, slots=True)
+class RunLog:
+    """Writes lines into one run's log; made when its execution begins."""
+
+    flow_run_id: UUID
+    outbox: "Outbox"
+
+    def info(self, message: str) -> None:
+        """Something the run's owner may want to know."""
+        self.outbox.log(self.flow_run_id, INFO, message)
+
+    def warning(self, message: str) -> None:
+        """Something that is probably not as the run's owner meant it."""
+        self.outbox.log(self.flow_run_id, WARNING, message)
+
+    def error(self, message: str) -> None:
+        """Why the run did not go well."""
+        self.outbox.log(self.flow_run_id, ERROR, message)
+
+
+class Outbox:
+    """Log records and events on their way to the server; one for the daemon's life.
+
+    `flush_once` is the step the daemon's loop repeats; `max_message` bytes is the server's limit for one
+    record (PROTOCOL 2.9), `enabled` the user's PREFECT_LOGGING_TO_API_ENABLED.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: PrefectClient,
+        now: Callable[[], datetime],
+        enabled: bool = True,
+        max_message: int = 1_000_000,
+    ) -> None:
+        self._client = client
+        self._now = now
+        self._enabled = enabled
+        self._max_message = max_message
+        self._records: deque[LogRecord] = deque()
+        self._events: deque[WorkerEvent] = deque()
+        self._log = structlog.get_logger()
+        self._degraded = False
+        self._sending = anyio.Lock()
+
+    def log(self, flow_run_id: UUID, level: int, message: str) -> None:
+        """Queue one line for the run's log."""
+        if not self._enabled:
+            return
+        self._make_room(self._records, "logs")
+        self._records.append(
+            LogRecord(
+                name=LOGGER_NAME,
+                level=level,
+                message=_cut(message, self._max_message),
+                timestamp=self._now(),
+                flow_run_id=flow_run_id,
+            )
+        )
+
+    def emit(
+        self,
+        event: str,
+        *,
+        resource: Mapping[str, str],
+        related: Sequence[Mapping[str, str]],
+        follows: UUID | None = None,
+    ) -> UUID:
+        """Queue one event (PROTOCOL 2.10) and return its id, for a later one to follow."""
+        event_id = uuid4()
+        self._make_room(self._events, "events")
+        self._events.append(
+            WorkerEvent(
+                id=event_id,
+                occurred=self._now(),
+                event=event,
+                resource=dict(resource),
+                related=[dict(one) for one in related],
+                payload={},
+                follows=follows,
+            )
+        )
+        return event_id
+
+    async def flush_once(self) -> float:
+        """Send what is waiting; returns the seconds until the next look.
+
+        A batch the server does not take is dropped, with one warning per spell.
+        """
+        async with self._sending:
+            while self._records:
+                batch = [self._records.popleft() for _ in range(min(_BATCH, len(self._records)))]
+                await self._deliver("logs", len(batch), lambda batch=batch: self._client.create_logs(batch))
+            while self._events:
+                events = [self._events.popleft() for _ in range(min(_BATCH, len(self._events)))]
+                await self._deliver(
+                    "events", len(events), lambda events=events: self._client.create_events(events)
+                )
+        return _INTERVAL
+
+    def _make_room(self, queue: deque[Any], what: str) -> None:
+        """Drop the oldest when the server has not taken anything for very long."""
+        if len(queue) >= _QUEUE_LIMIT:
+            queue.popleft()
+            if not self._degraded:
+                self._log.warning("outbox.dropped", what=what, reason="too many are waiting to be sent")
+            self._degraded = True
+
+    async def _deliver(self, what: str, count: int, send: Callable[[], Any]) -> None:
+        try:
+            await send()
+        except ApiError as error:
+            level = self._log.debug if self._degraded else self._log.warning
+            level("outbox.dropped", what=what, count=count, reason=str(error))
+            self._degraded = True
+        else:
+            if self._degraded:
+                self._log.info("outbox.recovered", what=what)
+            self._degraded = False
+
+
+def _cut(message: str, limit: int) -> str:
+    encoded = message.encode("utf-8", errors="replace")
+    if len(encoded) <= limit:
+        return message
+    # Room for the JSON around the text and for the note itself.
+    return encoded[: max(0, limit - 1024)].decode("utf-8", errors="ignore") + "... [truncated]"

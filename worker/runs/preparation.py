@@ -1,0 +1,195 @@
+"""From a claimed run to a launch spec: reads what the layers need and resolves them.
+
+Effects are reads only. Every failure that belongs to the run (not to the server's reachability) is an
+`Unpreparable` with the sentence its Crashed state will carry.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from worker.api.client import PrefectClient
+from worker.api.errors import ApiError, NotFound
+from worker.api.models import Deployment, Flow, FlowRun, WorkPool
+from worker.processes.launcher import LaunchSpec
+from worker.runs import automations
+from worker.runs.job_variables import (
+    Inputs,
+    JobConfiguration,
+    JobVariablesError,
+    JobVariablesMode,
+    ReferenceNotFound,
+    resolve,
+)
+from worker.runs.launch_spec import (
+    CommandError,
+    ControlAddress,
+    attribution,
+    child_environment,
+    launch_spec,
+    protected_environment,
+)
+from worker.runs.work_pool import WorkPoolKeeper
+
+
+class Unpreparable(Exception):
+    """The run cannot be started; the message is for the run's owner."""
+
+
+class DeploymentGone(Exception):
+    """The run's deployment was deleted between claim and launch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that launching and reporting one attempt need."""
+
+    spec: LaunchSpec
+    job: JobConfiguration
+    flow: Flow | None
+    deployment: Deployment | None
+    work_pool: WorkPool
+
+
+class Preparation:
+    """Reads and resolves; one for the daemon's life.
+
+    `python` is the interpreter flows run in; `worker_environment` and `settings` are the two layers of the
+    child's environment that come from the daemon itself (PROTOCOL 4.2).
+    """
+
+    def __init__(
+        self,
+        *,
+        client: PrefectClient,
+        pool: WorkPoolKeeper,
+        mode: JobVariablesMode,
+        python: str,
+        worker_name: str,
+        worker_environment: Mapping[str, str],
+        settings: Mapping[str, str],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._client = client
+        self._pool = pool
+        self._mode = mode
+        self._python = python
+        self._worker_name = worker_name
+        self._worker_environment = worker_environment
+        self._settings = settings
+        self._sleep = sleep
+        self._flows: dict[UUID, Flow] = {}
+        self._log = structlog.get_logger()
+
+    async def prepare(self, flow_run: FlowRun, *, control: ControlAddress, fresh_directory: Path) -> Prepared:
+        """Resolve one claimed run; raises Unpreparable or DeploymentGone."""
+        deployment = await self._deployment(flow_run)
+        flow = await self._flow(flow_run.flow_id) if flow_run.flow_id else None
+        pool = await self._pool.read()
+        job = await self._resolve(flow_run, flow, deployment, pool)
+        environment = child_environment(
+            worker_environment=self._worker_environment,
+            settings=self._settings,
+            attributed=attribution(
+                flow_run=flow_run,
+                flow=flow,
+                deployment=deployment,
+                worker_name=self._worker_name,
+                worker_id=self._pool.worker_id,
+            ),
+            job=job.env,
+            protected=protected_environment(flow_run_id=flow_run.id, control=control),
+            command_configured=job.command is not None,
+        )
+        try:
+            spec = launch_spec(
+                job, python=self._python, environment=environment, fresh_directory=fresh_directory
+            )
+        except CommandError as error:
+            raise Unpreparable(submission_failure(error)) from error
+        return Prepared(spec=spec, job=job, flow=flow, deployment=deployment, work_pool=pool)
+
+    async def _deployment(self, flow_run: FlowRun) -> Deployment | None:
+        if flow_run.deployment_id is None:
+            return None
+        try:
+            return await self._client.read_deployment(flow_run.deployment_id)
+        except NotFound:
+            raise DeploymentGone(str(flow_run.deployment_id)) from None
+
+    async def _flow(self, flow_id: UUID) -> Flow | None:
+        """A flow's name and tags; they do not change once it is registered, so they are read once."""
+        if flow_id not in self._flows:
+            try:
+                self._flows[flow_id] = await self._client.read_flow(flow_id)
+            except NotFound:
+                return None
+        return self._flows[flow_id]
+
+    async def _resolve(
+        self, flow_run: FlowRun, flow: Flow | None, deployment: Deployment | None, pool: WorkPool
+    ) -> JobConfiguration:
+        try:
+            inputs = Inputs(
+                base_job_template=pool.base_job_template or {},
+                deployment_job_variables=(deployment.job_variables if deployment else None) or {},
+                flow_run_job_variables=await self._flow_run_variables(flow_run),
+                process_env=self._worker_environment,
+                context={"flow": flow.raw if flow else {}, "flow_run": flow_run.raw},
+            )
+            return await resolve(inputs, ApiReferences(client=self._client), self._mode)
+        except (JobVariablesError, automations.AutomationTemplateError, ApiError) as error:
+            raise Unpreparable(submission_failure(error)) from error
+
+    async def _flow_run_variables(self, flow_run: FlowRun) -> Any:
+        variables: Any = flow_run.job_variables or {}
+        if (
+            self._mode is JobVariablesMode.LAYERED
+            and flow_run.created_by is not None
+            and flow_run.created_by.type == automations.CREATED_BY
+            and automations.needs_rendering(variables)
+        ):
+            return await automations.rendered_job_variables(
+                flow_run, self._client, sleep=self._sleep, deadline=automations.EVENT_WAIT
+            )
+        return variables
+
+
+def submission_failure(error: Exception) -> str:
+    """The message of a run that could not be started, worded as Prefect's worker does (PROTOCOL 2.12)."""
+    reason = str(error) if isinstance(error, JobVariablesError) else f"{type(error).__name__}: {error}"
+    return f"Failed to submit flow run to infrastructure: {reason}"
+
+
+class ApiReferences:
+    """Blocks and variables as the server has them, read once per resolution."""
+
+    def __init__(self, *, client: PrefectClient) -> None:
+        self._client = client
+
+    async def block_document(self, *, type_slug: str, name: str) -> dict[str, Any]:
+        """The data of a block document, secrets included."""
+        try:
+            document = await self._client.read_block_document_by_name(type_slug, name)
+        except NotFound as error:
+            raise ReferenceNotFound(str(error)) from error
+        return document.get("data") or {}
+
+    async def block_document_by_id(self, document_id: str) -> dict[str, Any]:
+        """The data of the block document with that id."""
+        try:
+            document = await self._client.read_block_document(UUID(document_id))
+        except (NotFound, ValueError) as error:
+            raise ReferenceNotFound(str(error)) from error
+        return document.get("data") or {}
+
+    async def variable(self, name: str) -> Any:
+        """The value of a workspace variable."""
+        try:
+            return await self._client.read_variable(name)
+        except NotFound as error:
+            raise ReferenceNotFound(str(error)) from error

@@ -1,0 +1,36 @@
+"""What every execution uses, made once by the daemon and shared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from worker.api.client import PrefectClient
+from worker.api.models import FlowRun
+from worker.processes.control import ControlChannel
+from worker.processes.launcher import Launcher
+from worker.runs.in_flight import InFlight
+from worker.runs.outbox import Outbox
+from worker.runs.preparation import Preparation
+from worker.runs.states import States
+from worker.runs.worker_events import WorkerEvents
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The daemon's services as an execution sees them; `kill_grace` is in seconds."""
+
+    client: PrefectClient
+    states: States
+    preparation: Preparation
+    launcher: Launcher
+    control: ControlChannel
+    in_flight: InFlight
+    outbox: Outbox
+    events: WorkerEvents
+    now: Callable[[], datetime]
+    worker_name: str
+    hostname: str
+    runs_directory: Path
+    kill_grace: float
+    print_output: Callable[[FlowRun, str], None]

@@ -1,0 +1,143 @@
+"""A launched process from its first breath to its last: announced, listened to, cancelled, cleaned up after.
+
+Owns nothing that outlives the process. What its end means for the run is `conclusion`'s decision.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import anyio
+import structlog
+
+from worker.api.errors import ApiError
+from worker.api.models import FlowRun
+from worker.processes.control import IntentResult
+from worker.processes.control_messages import Intent as ControlIntent
+from worker.processes.output import follow
+from worker.processes.process import Exit, ProcessHandle
+from worker.runs.conclusion import Intent
+from worker.runs.outbox import RunLog
+from worker.runs.preparation import Prepared
+from worker.runs.services import Services
+from worker.runs.worker_events import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A process on its way, and where its traces are."""
+
+    flow_run: FlowRun
+    handle: ProcessHandle
+    prepared: Prepared
+    output: Path
+    token: str
+
+    @property
+    def subject(self) -> Subject:
+        """What the run's events relate to."""
+        return Subject(
+            flow_run=self.flow_run,
+            flow=self.prepared.flow,
+            deployment=self.prepared.deployment,
+            work_pool=self.prepared.work_pool,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the process ended, and what the daemon had done to it and said of it before."""
+
+    exit: Exit
+    intent: Intent
+    infrastructure_pid: str | None
+    submitted_event: UUID | None
+
+
+class Supervision:
+    """Watches one process; made when it is launched, done when it and all it left behind are gone."""
+
+    def __init__(self, *, launched: Launched, services: Services, cancel_requested: anyio.Event) -> None:
+        self._launched = launched
+        self._services = services
+        self._cancel_requested = cancel_requested
+        self._log = structlog.get_logger()
+        self._run_log = RunLog(launched.flow_run.id, services.outbox)
+        self._intent = Intent.NONE
+        self._infrastructure_pid: str | None = None
+        self._submitted_event: UUID | None = None
+
+    async def until_exit(self) -> Ended:
+        """Wait for the end, passing on the process's output and any cancellation of its run."""
+        done = anyio.Event()
+        async with anyio.create_task_group() as attending:
+            attending.start_soon(self._announce)
+            if self._launched.prepared.spec.stream_output:
+                attending.start_soon(self._forward_output, done)
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(self._obey_cancellation)
+                await self._launched.handle.wait()
+                watching.cancel_scope.cancel()
+            await self._sweep()
+            done.set()
+        return self._ended(await self._launched.handle.wait())
+
+    async def stop(self) -> Ended:
+        """End the process because the daemon is ending."""
+        if self._intent is Intent.NONE:
+            self._intent = Intent.STOP
+        await self._launched.handle.stop(grace=self._services.kill_grace)
+        exit_ = await self._launched.handle.wait()
+        await self._sweep()
+        return self._ended(exit_)
+
+    def _ended(self, exit_: Exit) -> Ended:
+        return Ended(
+            exit=exit_,
+            intent=self._intent,
+            infrastructure_pid=self._infrastructure_pid,
+            submitted_event=self._submitted_event,
+        )
+
+    async def _announce(self) -> None:
+        """Tell the server where the run is, as Prefect's worker does (PROTOCOL 2.7, 2.8, 2.10)."""
+        services, launched = self._services, self._launched
+        self._submitted_event = services.events.submitted(launched.subject)
+        pid = f"{services.hostname}:{launched.handle.pid}"
+        try:
+            await services.client.update_flow_run(launched.flow_run.id, infrastructure_pid=pid)
+            self._infrastructure_pid = pid
+            await services.client.update_flow_run_labels(
+                launched.flow_run.id,
+                {
+                    "prefect.worker.name": services.worker_name,
+                    "prefect.worker.type": "process",
+                    "prefect.work-pool.name": launched.prepared.work_pool.name,
+                    "prefect.work-pool.id": str(launched.prepared.work_pool.id),
+                },
+            )
+        except ApiError as error:
+            self._log.warning("flow_run.not_announced", reason=str(error))
+        else:
+            self._run_log.info(f"Flow run '{launched.flow_run.name}' submitted to infrastructure")
+
+    async def _forward_output(self, done: anyio.Event) -> None:
+        def sink(line: str) -> None:
+            self._services.print_output(self._launched.flow_run, line)
+
+        await follow(self._launched.output, sink=sink, done=done)
+
+    async def _obey_cancellation(self) -> None:
+        """Cancel through the control channel, so that the engine runs its hooks; then end the process."""
+        await self._cancel_requested.wait()
+        self._intent = Intent.CANCEL
+        result = await self._services.control.send_intent(self._launched.token, ControlIntent.CANCEL)
+        self._log.info("flow_run.cancelling", engine=result.value)
+        if result is not IntentResult.ALREADY_CONCLUDED:
+            await self._launched.handle.stop(grace=self._services.kill_grace)
+
+    async def _sweep(self) -> None:
+        """Whatever the run left behind ends with it; it could hold the output open for ever."""
+        left = await self._launched.handle.sweep()
+        if left:
+            self._log.info("flow_run.swept", processes=left)

@@ -1,0 +1,245 @@
+"""The settings of Prefect 3.8.8 and our own, as data; `settings_catalogue` reads it.
+
+A line is `path kind [legacy names]`. The path is the place in prefect.toml and also gives the variable:
+`api.url` is `PREFECT_API_URL`, `headrace.python` is `HEADRACE_PYTHON`. The kind is one of
+`settings_values.Kind`; a bound (`int>=0`) or the choices (`choice=a|b`) follow it. Legacy names are
+written without their `PREFECT_`. The parity tests hold every line to Prefect's own models.
+"""
+
+__all__ = ["TABLE"]
+
+TABLE = """
+home path
+profiles_path path
+debug_mode bool
+ui_url text
+silence_api_url_misconfiguration bool
+api.url text
+api.auth_string secret
+api.key secret
+api.tls_insecure_skip_verify bool
+api.ssl_cert_file text
+api.enable_http2 bool
+api.request_timeout float
+cli.colors bool
+cli.prompt bool
+cli.wrap_lines bool
+client.max_retries int>=0
+client.retry_jitter_factor float>=0
+client.retry_extra_codes codes
+client.csrf_support_enabled bool
+client.custom_headers headers
+client.server_version_check_enabled bool
+client.metrics.enabled bool CLIENT_ENABLE_METRICS
+client.metrics.port int
+cloud.api_url text
+cloud.enable_orchestration_telemetry bool
+cloud.max_log_size int
+cloud.ui_url text
+deployments.default_work_pool_name text DEFAULT_WORK_POOL_NAME
+deployments.default_docker_build_namespace text DEFAULT_DOCKER_BUILD_NAMESPACE
+events.worker_max_queue_size int>=0
+experiments.warn bool EXPERIMENTAL_WARN
+flows.heartbeat_frequency int>=30 RUNNER_HEARTBEAT_FREQUENCY
+flows.default_retries int>=0 FLOW_DEFAULT_RETRIES
+flows.default_retry_delay_seconds delay FLOW_DEFAULT_RETRY_DELAY_SECONDS
+internal.logging_level level LOGGING_INTERNAL_LEVEL
+logging.level level
+logging.config_path path LOGGING_SETTINGS_PATH
+logging.extra_loggers words
+logging.log_prints bool
+logging.colors bool
+logging.markup bool
+logging.to_api.enabled bool
+logging.to_api.batch_interval float
+logging.to_api.batch_size int
+logging.to_api.max_log_size int
+logging.to_api.when_missing_flow choice=warn|error|ignore
+plugins.enabled bool EXPERIMENTS_PLUGINS_ENABLED
+plugins.allow words EXPERIMENTS_PLUGINS_ALLOW
+plugins.deny words EXPERIMENTS_PLUGINS_DENY
+plugins.setup_timeout_seconds float EXPERIMENTS_PLUGINS_SETUP_TIMEOUT_SECONDS
+plugins.strict bool EXPERIMENTS_PLUGINS_STRICT
+plugins.safe_mode bool EXPERIMENTS_PLUGINS_SAFE_MODE
+results.default_serializer text
+results.persist_by_default bool
+results.default_storage_block text DEFAULT_RESULT_STORAGE_BLOCK
+results.local_storage_path path LOCAL_STORAGE_PATH
+runner.process_limit int
+runner.poll_frequency int
+runner.crash_on_cancellation_failure bool
+runner.auto_install_dependencies bool
+runner.server.enable bool
+runner.server.host text
+runner.server.port int
+runner.server.log_level level
+runner.server.missed_polls_tolerance int
+server.logging_level level LOGGING_SERVER_LEVEL
+server.analytics_enabled bool
+server.metrics_enabled bool API_ENABLE_METRICS
+server.log_retryable_errors bool API_LOG_RETRYABLE_ERRORS
+server.register_blocks_on_start bool API_BLOCKS_REGISTER_ON_START
+server.memoize_block_auto_registration bool MEMOIZE_BLOCK_AUTO_REGISTRATION
+server.memo_store_path path MEMO_STORE_PATH
+server.deployment_schedule_max_scheduled_runs int DEPLOYMENT_SCHEDULE_MAX_SCHEDULED_RUNS
+server.api.auth_string secret
+server.api.host text
+server.api.port int
+server.api.base_path text
+server.api.default_limit int API_DEFAULT_LIMIT
+server.api.keepalive_timeout int
+server.api.csrf_protection_enabled bool SERVER_CSRF_PROTECTION_ENABLED
+server.api.csrf_token_expiration duration SERVER_CSRF_TOKEN_EXPIRATION
+server.api.cors_allowed_origins text SERVER_CORS_ALLOWED_ORIGINS
+server.api.cors_allowed_methods text SERVER_CORS_ALLOWED_METHODS
+server.api.cors_allowed_headers text SERVER_CORS_ALLOWED_HEADERS
+server.api.websocket_ping_interval float
+server.api.websocket_ping_timeout float
+server.api.max_parameter_size int>=0
+server.concurrency.lease_storage text
+server.concurrency.initial_deployment_lease_duration float>=30
+server.concurrency.maximum_concurrency_slot_wait_seconds float>=0
+server.database.connection_url secret API_DATABASE_CONNECTION_URL
+server.database.driver choice=postgresql+asyncpg|sqlite+aiosqlite API_DATABASE_DRIVER
+server.database.host text API_DATABASE_HOST
+server.database.port int API_DATABASE_PORT
+server.database.user text API_DATABASE_USER
+server.database.name text API_DATABASE_NAME
+server.database.password secret API_DATABASE_PASSWORD
+server.database.echo bool API_DATABASE_ECHO
+server.database.migrate_on_start bool API_DATABASE_MIGRATE_ON_START
+server.database.timeout float API_DATABASE_TIMEOUT
+server.database.connection_timeout float API_DATABASE_CONNECTION_TIMEOUT
+server.database.migration_timeout float>0
+server.database.sqlalchemy.pool_size int SQLALCHEMY_POOL_SIZE
+server.database.sqlalchemy.pool_recycle int
+server.database.sqlalchemy.pool_timeout float
+server.database.sqlalchemy.max_overflow int SQLALCHEMY_MAX_OVERFLOW
+server.database.sqlalchemy.connect_args.application_name text
+server.database.sqlalchemy.connect_args.search_path text
+server.database.sqlalchemy.connect_args.statement_cache_size int
+server.database.sqlalchemy.connect_args.prepared_statement_cache_size int
+server.database.sqlalchemy.connect_args.tls.enabled bool
+server.database.sqlalchemy.connect_args.tls.ca_file text
+server.database.sqlalchemy.connect_args.tls.cert_file text
+server.database.sqlalchemy.connect_args.tls.key_file text
+server.database.sqlalchemy.connect_args.tls.check_hostname bool
+server.deployments.concurrency_slot_wait_seconds float>=0 DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS
+server.docket.name text
+server.docket.url text
+server.ephemeral.enabled bool SERVER_ALLOW_EPHEMERAL_MODE
+server.ephemeral.startup_timeout_seconds int
+server.events.stream_out_enabled bool API_EVENTS_STREAM_OUT_ENABLED
+server.events.related_resource_cache_ttl duration API_EVENTS_RELATED_RESOURCE_CACHE_TTL
+server.events.maximum_labels_per_resource int EVENTS_MAXIMUM_LABELS_PER_RESOURCE
+server.events.maximum_related_resources int EVENTS_MAXIMUM_RELATED_RESOURCES
+server.events.maximum_size_bytes int EVENTS_MAXIMUM_SIZE_BYTES
+server.events.expired_bucket_buffer duration EVENTS_EXPIRED_BUCKET_BUFFER
+server.events.proactive_granularity duration EVENTS_PROACTIVE_GRANULARITY
+server.events.retention_period duration EVENTS_RETENTION_PERIOD
+server.events.maximum_websocket_backfill duration EVENTS_MAXIMUM_WEBSOCKET_BACKFILL
+server.events.websocket_backfill_page_size int>0 EVENTS_WEBSOCKET_BACKFILL_PAGE_SIZE
+server.events.messaging_broker text MESSAGING_BROKER
+server.events.messaging_cache text MESSAGING_CACHE
+server.events.causal_ordering text
+server.events.maximum_event_name_length int>0
+server.flow_run_graph.max_nodes int API_MAX_FLOW_RUN_GRAPH_NODES
+server.flow_run_graph.max_artifacts int API_MAX_FLOW_RUN_GRAPH_ARTIFACTS
+server.logs.stream_out_enabled bool
+server.logs.stream_publishing_enabled bool
+server.services.cancellation_cleanup.enabled bool API_SERVICES_CANCELLATION_CLEANUP_ENABLED
+server.services.cancellation_cleanup.loop_seconds float API_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS
+server.services.cancellation_cleanup.cancelling_timeout_seconds float>0
+server.services.db_vacuum.enabled vacuum
+server.services.db_vacuum.loop_seconds float>0
+server.services.db_vacuum.orphan_cleanup_loop_seconds float>0
+server.services.db_vacuum.retention_period seconds
+server.services.db_vacuum.batch_size int>0
+server.services.db_vacuum.event_retention_overrides durations
+server.services.event_persister.enabled bool API_SERVICES_EVENT_PERSISTER_ENABLED
+server.services.event_persister.batch_size int>0 API_SERVICES_EVENT_PERSISTER_BATCH_SIZE
+server.services.event_persister.read_batch_size int>0 API_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE
+server.services.event_persister.flush_interval float>0 API_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL
+server.services.event_persister.queue_max_size int>0
+server.services.event_persister.max_flush_retries int>0
+server.services.event_logger.enabled bool API_SERVICES_EVENT_LOGGER_ENABLED
+server.services.foreman.enabled bool API_SERVICES_FOREMAN_ENABLED
+server.services.foreman.loop_seconds float API_SERVICES_FOREMAN_LOOP_SECONDS
+server.services.foreman.inactivity_heartbeat_multiple int API_SERVICES_FOREMAN_INACTIVITY_HEARTBEAT_MULTIPLE
+server.services.foreman.fallback_heartbeat_interval_seconds int API_SERVICES_FOREMAN_FALLBACK_HEARTBEAT_INTERVAL_SECONDS
+server.services.foreman.deployment_last_polled_timeout_seconds int API_SERVICES_FOREMAN_DEPLOYMENT_LAST_POLLED_TIMEOUT_SECONDS
+server.services.foreman.work_queue_last_polled_timeout_seconds int API_SERVICES_FOREMAN_WORK_QUEUE_LAST_POLLED_TIMEOUT_SECONDS
+server.services.late_runs.enabled bool API_SERVICES_LATE_RUNS_ENABLED
+server.services.late_runs.loop_seconds float API_SERVICES_LATE_RUNS_LOOP_SECONDS
+server.services.late_runs.after_seconds seconds API_SERVICES_LATE_RUNS_AFTER_SECONDS
+server.services.scheduler.enabled bool API_SERVICES_SCHEDULER_ENABLED
+server.services.scheduler.loop_seconds float API_SERVICES_SCHEDULER_LOOP_SECONDS
+server.services.scheduler.deployment_batch_size int API_SERVICES_SCHEDULER_DEPLOYMENT_BATCH_SIZE
+server.services.scheduler.max_runs int API_SERVICES_SCHEDULER_MAX_RUNS
+server.services.scheduler.min_runs int API_SERVICES_SCHEDULER_MIN_RUNS
+server.services.scheduler.max_scheduled_time duration API_SERVICES_SCHEDULER_MAX_SCHEDULED_TIME
+server.services.scheduler.min_scheduled_time duration API_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME
+server.services.scheduler.insert_batch_size int API_SERVICES_SCHEDULER_INSERT_BATCH_SIZE
+server.services.scheduler.recent_deployments_loop_seconds float
+server.services.pause_expirations.enabled bool API_SERVICES_PAUSE_EXPIRATIONS_ENABLED
+server.services.pause_expirations.loop_seconds float API_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS
+server.services.repossessor.enabled bool
+server.services.repossessor.loop_seconds float
+server.services.cleanup_reconciler.enabled bool
+server.services.cleanup_reconciler.loop_seconds float>0
+server.services.cleanup_reconciler.batch_size int>0
+server.services.task_run_recorder.enabled bool API_SERVICES_TASK_RUN_RECORDER_ENABLED
+server.services.task_run_recorder.read_batch_size int>0
+server.services.task_run_recorder.batch_size int>0
+server.services.task_run_recorder.flush_interval float>0
+server.services.triggers.enabled bool API_SERVICES_TRIGGERS_ENABLED
+server.services.triggers.read_batch_size int>0
+server.services.triggers.pg_notify_reconnect_interval_seconds int
+server.services.triggers.pg_notify_heartbeat_interval_seconds int
+server.tasks.tag_concurrency_slot_wait_seconds float>=0 TASK_RUN_TAG_CONCURRENCY_SLOT_WAIT_SECONDS
+server.tasks.max_cache_key_length int API_TASK_CACHE_KEY_MAX_LENGTH
+server.tasks.scheduling.max_scheduled_queue_size int TASK_SCHEDULING_MAX_SCHEDULED_QUEUE_SIZE
+server.tasks.scheduling.max_retry_queue_size int TASK_SCHEDULING_MAX_RETRY_QUEUE_SIZE
+server.tasks.scheduling.pending_task_timeout duration TASK_SCHEDULING_PENDING_TASK_TIMEOUT
+server.ui.enabled bool UI_ENABLED
+server.ui.v2_enabled bool
+server.ui.api_url text UI_API_URL
+server.ui.serve_base text UI_SERVE_BASE
+server.ui.static_directory text UI_STATIC_DIRECTORY
+server.ui.show_promotional_content bool
+server.worker_channel.cleanup_queue_storage text
+server.worker_channel.cleanup_lease_seconds float>0
+server.worker_channel.cleanup_max_delivery_attempts int>=1
+server.worker_channel.cleanup_completed_idempotency_retention_seconds float>=0
+tasks.refresh_cache bool
+tasks.default_no_cache bool
+tasks.disable_caching bool
+tasks.default_retries int>=0 TASK_DEFAULT_RETRIES
+tasks.default_retry_delay_seconds delays TASK_DEFAULT_RETRY_DELAY_SECONDS
+tasks.default_persist_result bool
+tasks.runner.thread_pool_max_workers int>0 TASK_RUNNER_THREAD_POOL_MAX_WORKERS
+tasks.runner.process_pool_max_workers int>0
+tasks.scheduling.default_storage_block text TASK_SCHEDULING_DEFAULT_STORAGE_BLOCK
+tasks.scheduling.delete_failed_submissions bool TASK_SCHEDULING_DELETE_FAILED_SUBMISSIONS
+telemetry.enable_resource_metrics bool
+telemetry.resource_metrics_interval_seconds int>=1
+testing.test_mode bool TEST_MODE
+testing.unit_test_mode bool UNIT_TEST_MODE
+testing.unit_test_loop_debug bool UNIT_TEST_LOOP_DEBUG
+testing.test_setting any TEST_SETTING
+worker.debug_mode bool
+worker.heartbeat_seconds float
+worker.query_seconds float
+worker.prefetch_seconds float
+worker.enable_cancellation bool
+worker.cancellation_poll_seconds float
+worker.webserver.host text
+worker.webserver.port int
+headrace.job_variables choice=layered|stock
+headrace.python text
+headrace.state_dir path
+headrace.cancel_poll_seconds float>0
+headrace.kill_grace_seconds float>=0
+headrace.log_level level
+headrace.log_format choice=auto|console|json
+"""
