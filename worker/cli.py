@@ -4,18 +4,13 @@ Owns flags, their checking, and exit codes. What is heavy is imported when a com
 """
 
 import argparse
-import json
 import os
-import re
-import socket
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn, cast
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from worker import __version__
 
-EXIT_OK = 0
 EXIT_CONFIGURATION = 1
 EXIT_USAGE = 2
 
@@ -31,10 +26,6 @@ exit codes:
 """
 
 
-class ConfigurationError(Exception):
-    """What the user gave cannot be used; the message names it and the fix."""
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the `headrace` command."""
     arguments = _parser().parse_args(argv)
@@ -42,22 +33,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    try:
-        match arguments.command:
-            case "start":
-                return _start(arguments)
-            case "explain":
-                return _explain(arguments)
-            case _:
-                _parser().print_help()
-                return EXIT_USAGE
-    except ConfigurationError as error:
-        return _fail(str(error), EXIT_CONFIGURATION)
-
-
-def _fail(message: str, exit_code: int) -> int:
-    print(f"headrace: {message}", file=sys.stderr)
-    return exit_code
+    match arguments.command:
+        case "start":
+            return _start(arguments)
+        case "explain":
+            return _explain(arguments)
+        case _:
+            _parser().print_help()
+            return EXIT_USAGE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -213,130 +196,13 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    pool = arguments.pool
-    if not pool:
-        return _fail("Missing required option '--pool' / '-p'.", EXIT_CONFIGURATION)
-    if arguments.type not in (None, "process"):
-        msg = f"--type {arguments.type!r} cannot be served: headrace runs 'process' pools only"
-        raise ConfigurationError(msg)
-    name = arguments.name or default_name(pool, hostname=socket.gethostname())
-    if "/" in name or "%" in name:
-        msg = f"the worker name {name!r} may not contain '/' or '%'; choose another with --name"
-        raise ConfigurationError(msg)
-
-    import anyio  # noqa: PLC0415 - `headrace --help` answers without it
-
-    from worker import daemon, log, output_printer  # noqa: PLC0415 - same
-    from worker.runs.job_variables import JobVariablesMode  # noqa: PLC0415 - same
-    from worker.settings import SettingsError, load_settings  # noqa: PLC0415 - same
+    from worker.start import ConfigurationError, start  # noqa: PLC0415 - `headrace --help` answers at once
 
     try:
-        settings = load_settings(
-            environ=os.environ, cwd=Path.cwd(), profile=arguments.profile, flags=_flags(arguments)
-        )
-    except SettingsError as error:
-        raise ConfigurationError(str(error)) from error
-    if not settings.api.url:
-        msg = (
-            "PREFECT_API_URL must be set to start a worker: the address of the server's API, such as"
-            " http://127.0.0.1:4200/api, in the environment or the active profile"
-        )
-        raise ConfigurationError(msg)
-    redactor = log.Redactor(_secrets(settings))
-    log.configure(chosen_format=settings.logging.format, level=settings.logging.level, redactor=redactor)
-    options = daemon.Options(
-        pool=pool,
-        name=name,
-        work_queues=tuple(dict.fromkeys(arguments.work_queue)),
-        prefetch_seconds=_first(arguments.prefetch_seconds, settings.worker.prefetch_seconds),
-        limit=arguments.limit,
-        run_once=arguments.run_once,
-        with_healthcheck=arguments.with_healthcheck,
-        create_pool=arguments.create_pool_if_not_found,
-        base_job_template=_read_template(arguments.base_job_template),
-        job_variables=JobVariablesMode(settings.headrace.job_variables),
-        python=settings.headrace.python or sys.executable,
-        runs_directory=_runs_directory(settings.headrace.state_dir, settings.api.url, pool, name),
-        environment=dict(os.environ),
-        print_output=output_printer.printer(
-            as_json=log.is_json(settings.logging.format, sys.stderr), redactor=redactor, stream=sys.stdout
-        ),
-        announce=lambda line: print(line, flush=True),
-    )
-    try:
-        anyio.run(daemon.serve, options, settings)
-    except BaseExceptionGroup as group:
-        fatal, rest = group.split(daemon.FatalError)
-        if fatal is None or rest is not None:
-            raise
-        error = _leaf(fatal)
-        return _fail(str(error), error.exit_code)
-    except daemon.FatalError as error:
-        return _fail(str(error), error.exit_code)
-    return EXIT_OK
-
-
-def _leaf(group: BaseExceptionGroup[Any]) -> Any:
-    error: Any = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags that override settings, by the setting's name."""
-    flags = {
-        "HEADRACE_JOB_VARIABLES": arguments.job_variables,
-        "HEADRACE_PYTHON": arguments.python,
-        "HEADRACE_STATE_DIR": arguments.state_dir,
-        "HEADRACE_LOG_FORMAT": arguments.log_format,
-        "HEADRACE_LOG_LEVEL": arguments.log_level,
-    }
-    return {name: value for name, value in flags.items() if value is not None}
-
-
-def _first(flag: float | None, setting: float) -> float:
-    return setting if flag is None else flag
-
-
-def _secrets(settings: Any) -> list[str]:
-    secrets = [settings.api.key, settings.api.auth_string]
-    return [secret.get_secret_value() for secret in secrets if secret is not None]
-
-
-def default_name(pool: str, *, hostname: str) -> str:
-    """A name that stays the same over restarts: host and pool, without what names may not contain."""
-    return re.sub(r"[/%]", "-", f"{hostname}-{pool}")
-
-
-def _read_template(path: str | None) -> Mapping[str, Any] | None:
-    if path is None:
-        return None
-    try:
-        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        msg = f"--base-job-template {path}: cannot be read: {error.strerror}"
-        raise ConfigurationError(msg) from error
-    except ValueError as error:
-        msg = f"--base-job-template {path}: is not JSON: {error}"
-        raise ConfigurationError(msg) from error
-    if not isinstance(content, dict) or not {"job_configuration", "variables"} <= content.keys():
-        msg = f"--base-job-template {path}: must be an object with 'job_configuration' and 'variables'"
-        raise ConfigurationError(msg)
-    return cast("dict[str, Any]", content)
-
-
-def _runs_directory(state_dir: Path, api_url: str, pool: str, name: str) -> Path:
-    from worker.state_directory import for_worker  # noqa: PLC0415 - not needed for other commands
-
-    try:
-        return for_worker(state_dir, api_url=api_url, pool=pool, name=name)
-    except OSError as error:
-        msg = (
-            f"the state directory {state_dir} cannot be used: {error.strerror};"
-            " choose another with --state-dir or HEADRACE_STATE_DIR"
-        )
-        raise ConfigurationError(msg) from error
+        return start(arguments)
+    except ConfigurationError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def attribution(
     values: dict[str, str | None] = {
         "PREFECT__WORKER_ID": str(worker_id) if worker_id else None,
         "PREFECT__WORKER_NAME": worker_name,
-        "PREFECT__FLOW_ID": str(flow_run.flow_id),
+        "PREFECT__FLOW_ID": str(flow_run.flow_id) if flow_run.flow_id else None,
         "PREFECT__FLOW_NAME": flow.name if flow else None,
         "PREFECT__DEPLOYMENT_ID": str(flow_run.deployment_id) if flow_run.deployment_id else None,
         "PREFECT__DEPLOYMENT_NAME": deployment.name if deployment else None,

@@ -49,7 +49,7 @@ class WorkPoolKeeper:
         self._work_queues = tuple(work_queues)
         self._create = create
         self._base_job_template = base_job_template
-        self._heartbeat_interval = heartbeat_interval
+        self.heartbeat_interval = heartbeat_interval
         self._log = structlog.get_logger()
         self._paused: bool | None = None
         self._paused_queues: frozenset[str] = frozenset()
@@ -86,6 +86,11 @@ class WorkPoolKeeper:
         except NotFound:
             if self.current is None:
                 raise
+        return self.known
+
+    @property
+    def known(self) -> WorkPool:
+        """The pool as last read; only once `ensure` has been through."""
         if self.current is None:
             msg = f"the work pool {self._name!r} has not been read yet"
             raise RuntimeError(msg)
@@ -101,11 +106,11 @@ class WorkPoolKeeper:
             if self._create:
                 await self.ensure()
                 await self._beat()
-        return self._heartbeat_interval
+        return self.heartbeat_interval
 
     async def _beat(self) -> None:
         worker_id = await self._client.send_heartbeat(
-            self._name, self._worker_name, int(self._heartbeat_interval)
+            self._name, self._worker_name, int(self.heartbeat_interval)
         )
         self.worker_id = worker_id or self.worker_id
         self._remember(await self._client.read_work_pool(self._name))

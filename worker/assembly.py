@@ -1,0 +1,170 @@
+"""Wiring: the daemon's services, each made once and handed to those that use it.
+
+Owns no behaviour. What the parts do is theirs; in which order they live and die is `daemon`'s.
+"""
+
+import random
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from worker import __version__
+from worker.api.client import PrefectClient
+from worker.api.models import FlowRun
+from worker.processes.control import ControlChannel
+from worker.processes.launcher import Launcher
+from worker.processes.tree import OrphanReaper
+from worker.runs.cancellations import Cancellations
+from worker.runs.execution import Execution
+from worker.runs.in_flight import InFlight
+from worker.runs.job_variables import JobVariablesMode
+from worker.runs.outbox import Outbox
+from worker.runs.poller import Poller
+from worker.runs.preparation import Preparation
+from worker.runs.services import Services
+from worker.runs.states import States
+from worker.runs.wake import Wake
+from worker.runs.work_pool import WorkPoolKeeper
+from worker.runs.worker_events import WorkerEvents
+from worker.settings import Settings
+
+REAP_INTERVAL = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asked for, checked; the settings carry the rest."""
+
+    pool: str
+    name: str
+    work_queues: tuple[str, ...]
+    prefetch_seconds: float
+    limit: int | None
+    run_once: bool
+    with_healthcheck: bool
+    create_pool: bool
+    base_job_template: Mapping[str, Any] | None
+    job_variables: JobVariablesMode
+    python: str
+    runs_directory: Path
+    # What the flows' processes inherit: the daemon's own environment (PROTOCOL 4.2).
+    environment: Mapping[str, str]
+    print_output: Callable[[FlowRun, str], None]
+    # Prints the two lines scripts wait for (PROTOCOL 8).
+    announce: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The daemon's services, wired to each other; they live as long as the daemon."""
+
+    pool: WorkPoolKeeper
+    poller: Poller
+    cancellations: Cancellations
+    outbox: Outbox
+    launcher: Launcher
+    in_flight: InFlight
+    freed: Wake
+    events: WorkerEvents
+    reaper: OrphanReaper
+
+    async def reap_orphans(self) -> float:
+        """Collect what flows left to us as PID 1 or subreaper; returns the seconds until the next look."""
+        self.reaper.reap_orphans(self.launcher.waited_for)
+        return REAP_INTERVAL
+
+
+def assemble(
+    options: Options,
+    settings: Settings,
+    client: PrefectClient,
+    control: ControlChannel,
+    executions: TaskGroup,
+) -> Parts:
+    """Make all parts. Executions are started in `executions`, which the caller enters."""
+    freed = Wake()
+    in_flight = InFlight(limit=options.limit, freed=freed)
+    launcher = Launcher()
+    outbox = Outbox(
+        client=client,
+        now=utc_now,
+        enabled=settings.logging.to_api_enabled,
+        max_message=settings.logging.to_api_max_log_size,
+    )
+    events = WorkerEvents(outbox=outbox, worker_name=options.name, version=__version__)
+    pool = WorkPoolKeeper(
+        client=client,
+        name=options.pool,
+        worker_name=options.name,
+        work_queues=options.work_queues,
+        create=options.create_pool,
+        base_job_template=options.base_job_template,
+        heartbeat_interval=settings.worker.heartbeat_seconds,
+    )
+    services = Services(
+        client=client,
+        states=States(client=client),
+        preparation=Preparation(
+            client=client,
+            pool=pool,
+            mode=options.job_variables,
+            python=options.python,
+            worker_name=options.name,
+            worker_environment=options.environment,
+            settings=settings.child_environment,
+            sleep=anyio.sleep,
+        ),
+        launcher=launcher,
+        control=control,
+        in_flight=in_flight,
+        outbox=outbox,
+        events=events,
+        now=utc_now,
+        worker_name=options.name,
+        hostname=socket.gethostname(),
+        runs_directory=options.runs_directory,
+        kill_grace=settings.headrace.kill_grace_seconds,
+        print_output=options.print_output,
+    )
+
+    def start(flow_run: FlowRun) -> Execution:
+        execution = Execution(flow_run=flow_run, services=services)
+        executions.start_soon(execution.run)
+        return execution
+
+    poller = Poller(
+        client=client,
+        pool=options.pool,
+        work_queues=options.work_queues,
+        prefetch=options.prefetch_seconds,
+        interval=settings.worker.query_seconds,
+        in_flight=in_flight,
+        start=start,
+        now=utc_now,
+        random=random.random,
+    )
+    cancellations = Cancellations(
+        client=client, in_flight=in_flight, interval=settings.headrace.cancel_poll_seconds
+    )
+    return Parts(
+        pool=pool,
+        poller=poller,
+        cancellations=cancellations,
+        outbox=outbox,
+        launcher=launcher,
+        in_flight=in_flight,
+        freed=freed,
+        events=events,
+        reaper=OrphanReaper(),
+    )
+
+
+def utc_now() -> datetime:
+    """The wall clock, for whoever is handed one."""
+    return datetime.now(UTC)

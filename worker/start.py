@@ -1,0 +1,146 @@
+"""`headrace start`: from flags and settings to a running daemon, and from its end to an exit code."""
+
+import argparse
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+
+from worker import daemon, log, output_printer, state_directory
+from worker.runs.job_variables import JobVariablesMode
+from worker.settings import Settings, SettingsError, load_settings
+
+
+class ConfigurationError(Exception):
+    """What the user gave cannot be used; the message names it and the fix."""
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Serve the pool the flags name; returns the exit code. Raises ConfigurationError before anything runs."""
+    pool, name = _identity(arguments)
+    settings = _settings(arguments)
+    redactor = log.Redactor(_secrets(settings))
+    log.configure(chosen_format=settings.logging.format, level=settings.logging.level, redactor=redactor)
+    options = daemon.Options(
+        pool=pool,
+        name=name,
+        work_queues=tuple(dict.fromkeys(arguments.work_queue)),
+        prefetch_seconds=_given(arguments.prefetch_seconds, settings.worker.prefetch_seconds),
+        limit=arguments.limit,
+        run_once=arguments.run_once,
+        with_healthcheck=arguments.with_healthcheck,
+        create_pool=arguments.create_pool_if_not_found,
+        base_job_template=read_template(arguments.base_job_template),
+        job_variables=JobVariablesMode(settings.headrace.job_variables),
+        python=settings.headrace.python or sys.executable,
+        runs_directory=_runs_directory(settings, pool, name),
+        environment=dict(os.environ),
+        print_output=output_printer.printer(
+            as_json=log.is_json(settings.logging.format, sys.stderr), redactor=redactor, stream=sys.stdout
+        ),
+        announce=lambda line: print(line, flush=True),
+    )
+    return _serve(options, settings)
+
+
+def _serve(options: daemon.Options, settings: Settings) -> int:
+    exit_code = 0
+    try:
+        anyio.run(daemon.serve, options, settings)
+    except* daemon.FatalError as fatal:
+        error = _first(fatal)
+        print(f"headrace: {error}", file=sys.stderr)
+        exit_code = error.exit_code
+    return exit_code
+
+
+def _first(group: BaseExceptionGroup[daemon.FatalError]) -> daemon.FatalError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _identity(arguments: argparse.Namespace) -> tuple[str, str]:
+    pool: str | None = arguments.pool
+    if not pool:
+        msg = "Missing required option '--pool' / '-p'."
+        raise ConfigurationError(msg)
+    if arguments.type not in {None, "process"}:
+        msg = f"--type {arguments.type!r} cannot be served: headrace runs 'process' pools only"
+        raise ConfigurationError(msg)
+    name: str = arguments.name or default_name(pool, hostname=socket.gethostname())
+    if "/" in name or "%" in name:
+        msg = f"the worker name {name!r} may not contain '/' or '%'; choose another with --name"
+        raise ConfigurationError(msg)
+    return pool, name
+
+
+def default_name(pool: str, *, hostname: str) -> str:
+    """A name that stays the same over restarts: host and pool, without what names may not contain."""
+    return re.sub(r"[/%]", "-", f"{hostname}-{pool}")
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    flags = {
+        "HEADRACE_JOB_VARIABLES": arguments.job_variables,
+        "HEADRACE_PYTHON": arguments.python,
+        "HEADRACE_STATE_DIR": arguments.state_dir,
+        "HEADRACE_LOG_FORMAT": arguments.log_format,
+        "HEADRACE_LOG_LEVEL": arguments.log_level,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = load_settings(environ=os.environ, cwd=Path.cwd(), profile=arguments.profile, flags=given)
+    except SettingsError as error:
+        raise ConfigurationError(str(error)) from error
+    if not settings.api.url:
+        msg = (
+            "PREFECT_API_URL must be set to start a worker: the address of the server's API, such as"
+            " http://127.0.0.1:4200/api, in the environment or the active profile"
+        )
+        raise ConfigurationError(msg)
+    return settings
+
+
+def _given(flag: float | None, setting: float) -> float:
+    return setting if flag is None else flag
+
+
+def _secrets(settings: Settings) -> list[str]:
+    secrets = [settings.api.key, settings.api.auth_string]
+    return [secret.get_secret_value() for secret in secrets if secret is not None]
+
+
+def read_template(path: str | None) -> Mapping[str, Any] | None:
+    """The job template in a file, for a pool that is to be created. Raises ConfigurationError."""
+    if path is None:
+        return None
+    try:
+        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"--base-job-template {path}: cannot be read: {error.strerror}"
+        raise ConfigurationError(msg) from error
+    except ValueError as error:
+        msg = f"--base-job-template {path}: is not JSON: {error}"
+        raise ConfigurationError(msg) from error
+    if not isinstance(content, dict) or not {"job_configuration", "variables"} <= content.keys():
+        msg = f"--base-job-template {path}: must be an object with 'job_configuration' and 'variables'"
+        raise ConfigurationError(msg)
+    return cast("dict[str, Any]", content)
+
+
+def _runs_directory(settings: Settings, pool: str, name: str) -> Path:
+    root = settings.headrace.state_dir
+    try:
+        return state_directory.for_worker(root, api_url=settings.api.url or "", pool=pool, name=name)
+    except OSError as error:
+        msg = (
+            f"the state directory {root} cannot be used: {error.strerror};"
+            " choose another with --state-dir or HEADRACE_STATE_DIR"
+        )
+        raise ConfigurationError(msg) from error
