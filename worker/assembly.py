@@ -56,6 +56,8 @@ class Options:
     # What the flows' processes inherit: the daemon's own environment (PROTOCOL 4.2).
     environment: Mapping[str, str]
     print_output: Callable[[FlowRun, str], None]
+    # Keeps a secret out of every log line and every line of output from now on.
+    hide: Callable[[str], None]
     # Prints the two lines scripts wait for (PROTOCOL 8).
     announce: Callable[[str], None]
 
@@ -119,6 +121,7 @@ def assemble(
             worker_environment=options.environment,
             settings=settings.child_environment,
             sleep=anyio.sleep,
+            hide=options.hide,
         ),
         launcher=launcher,
         control=control,

@@ -185,11 +185,16 @@ def _explain(arguments: argparse.Namespace) -> int:
     from worker.explain import explain_file  # noqa: PLC0415 - not needed to start
     from worker.runs.job_variables import JobVariablesMode  # noqa: PLC0415 - same
 
-    mode = arguments.job_variables or os.environ.get("HEADRACE_JOB_VARIABLES") or "layered"
+    chosen = arguments.job_variables or os.environ.get("HEADRACE_JOB_VARIABLES") or "layered"
+    try:
+        mode = JobVariablesMode(chosen)
+    except ValueError:
+        print(f"headrace: HEADRACE_JOB_VARIABLES is {chosen!r}, not 'layered' or 'stock'", file=sys.stderr)
+        return EXIT_CONFIGURATION
     return explain_file(
         path=arguments.input,
         as_json=arguments.json,
-        mode=JobVariablesMode(mode),
+        mode=mode,
         stdout=sys.stdout,
         environ=os.environ,
     )

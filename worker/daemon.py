@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from worker import health
 from worker.api.client import PrefectClient
-from worker.api.errors import ApiError, NotAnApi, Unauthorized
+from worker.api.errors import ApiError, Misconfigured, NotAnApi, Unauthorized
 from worker.api.models import WorkPool
 from worker.assembly import Options, Parts, assemble, utc_now
 from worker.processes.control import ControlChannel
@@ -30,6 +30,8 @@ from worker.runs.work_pool import PoolMissing, PoolRefused
 from worker.settings import Settings
 
 LONGEST_PAUSE = 30.0
+# Settings may say 0 seconds; asking without a pause would help nobody.
+SHORTEST_PAUSE = 0.1
 POOL_WAIT = 5.0
 LAST_FLUSH_LIMIT = 5.0
 
@@ -76,7 +78,7 @@ async def repeat(
             if failures:
                 log.info(f"{what}.recovered", failures=failures)
             failures = 0
-        await wake.wait(timeout=delay)
+        await wake.wait(timeout=max(delay, SHORTEST_PAUSE))
 
 
 async def serve(options: Options, settings: Settings) -> None:
@@ -88,9 +90,7 @@ async def serve(options: Options, settings: Settings) -> None:
     log = structlog.get_logger()
     become_subreaper()
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(
-            PrefectClient(settings=settings.api, worker_name=options.name, random=random.random)
-        )
+        client = await _connect(stack, options, settings)
         control = ControlChannel()
         executions = anyio.create_task_group()
         parts = assemble(options, settings, client, control, executions)
@@ -172,7 +172,7 @@ async def _find_pool(parts: Parts) -> WorkPool:
                 " PREFECT_API_AUTH_STRING (self-hosted), in the environment or the active profile"
             )
             raise FatalError(msg, exit_code=EXIT_CREDENTIALS) from error
-        except NotAnApi as error:
+        except (NotAnApi, Misconfigured) as error:
             raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
 
 
@@ -204,6 +204,15 @@ async def _obey_signals(
             else:
                 log.warning("worker.stoppingutc_now", signal=name)
                 work.cancel()
+
+
+async def _connect(stack: AsyncExitStack, options: Options, settings: Settings) -> PrefectClient:
+    try:
+        return await stack.enter_async_context(
+            PrefectClient(settings=settings.api, worker_name=options.name, random=random.random)
+        )
+    except Misconfigured as error:
+        raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
 
 
 @contextmanager

@@ -37,8 +37,12 @@ class Redactor:
         self.hide(*secrets)
 
     def hide(self, *secrets: str) -> None:
-        """Mask these values from now on; longer ones first, so that none is masked in part."""
-        known = {*self._secrets, *(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)}
+        """Mask these values from now on; longer ones first, so that none is masked in part.
+
+        Logs and output are made of lines, so each line of a key in several lines is a secret of its own.
+        """
+        parts = [part for secret in secrets for part in (secret, *secret.splitlines())]
+        known = {*self._secrets, *(part for part in parts if len(part) >= _SHORTEST_SECRET)}
         self._secrets = tuple(sorted(known, key=len, reverse=True))
 
     def text(self, text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import structlog
 
 from worker import daemon, log, output_printer, state_directory
 from worker.runs.job_variables import JobVariablesMode
@@ -27,6 +28,8 @@ def start(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     redactor = log.Redactor(_secrets(settings))
     log.configure(chosen_format=settings.logging.format, level=settings.logging.level, redactor=redactor)
+    for warning in settings.warnings:
+        structlog.get_logger().warning("settings.ignored", reason=warning)
     options = daemon.Options(
         pool=pool,
         name=name,
@@ -44,6 +47,7 @@ def start(arguments: argparse.Namespace) -> int:
         print_output=output_printer.printer(
             as_json=log.is_json(settings.logging.format, sys.stderr), redactor=redactor, stream=sys.stdout
         ),
+        hide=redactor.hide,
         announce=lambda line: print(line, flush=True),
     )
     return _serve(options, settings)

@@ -26,8 +26,12 @@ class CannedServer:
     received: list[tuple[str, str, Any]] = field(default_factory=list[tuple[str, str, Any]])
 
     def on(self, method: str, path: str, answer: Any = None, *, status: int = 200) -> None:
-        """Answer that request with a JSON value, or with what a function of its body returns."""
-        self.handlers[method, path] = answer if callable(answer) else lambda _: (status, answer)
+        """Answer that request with a JSON value."""
+        self.handlers[method, path] = lambda _: (status, answer)
+
+    def on_call(self, method: str, path: str, handler: Handler) -> None:
+        """Answer that request with the status and JSON value that a function of its body returns."""
+        self.handlers[method, path] = handler
 
     def bodies(self, method: str, path: str) -> list[Any]:
         """The JSON bodies received for that request, oldest first."""

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from worker.api.errors import ServerFault
-from worker.daemon import LONGEST_PAUSE, repeat
+from worker.daemon import LONGEST_PAUSE, SHORTEST_PAUSE, repeat
 from worker.runs.wake import Wake
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ async def run_steps(outcomes: Sequence[float | Exception]) -> tuple[list[float],
 
 async def test_it_waits_as_long_as_each_step_asks() -> None:
     waited, logs = await run_steps([1.0, 2.5, 0.0])
-    assert waited == [1.0, 2.5, 0.0]
+    assert waited == [1.0, 2.5, SHORTEST_PAUSE]
     assert logs == []
 
 

@@ -19,10 +19,15 @@ async def test_a_slot_is_free_again_after_an_error_and_says_so() -> None:
     freed = Wake()
     in_flight = InFlight(limit=2, freed=freed)
     run_id = uuid4()
-    with pytest.raises(ZeroDivisionError), in_flight.slot(run_id, Idle()):
-        assert (in_flight.free, len(in_flight), run_id in in_flight) == (1, 1, True)
-        assert list(in_flight) == [run_id]
-        raise ZeroDivisionError
+
+    def fail_in_a_slot() -> None:
+        with in_flight.slot(run_id, Idle()):
+            assert (in_flight.free, len(in_flight), run_id in in_flight) == (1, 1, True)
+            assert list(in_flight) == [run_id]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_in_a_slot()
     assert (in_flight.free, len(in_flight), in_flight.get(run_id)) == (2, 0, None)
     assert await freed.wait(timeout=0)
 

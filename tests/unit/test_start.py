@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,7 +89,10 @@ def test_an_unusable_template_file_is_named(content: str | None, words: str, tmp
 
 
 def test_a_template_file_is_read(tmp_path: Path) -> None:
-    template = {"job_configuration": {"command": "{{ command }}"}, "variables": {"properties": {}}}
+    template: dict[str, Any] = {
+        "job_configuration": {"command": "{{ command }}"},
+        "variables": {"properties": {}},
+    }
     file = tmp_path / "template.json"
     file.write_text(json.dumps(template))
     assert read_template(str(file)) == template

@@ -76,7 +76,7 @@ async def test_a_missing_pool_is_created(template: dict[str, Any] | None) -> Non
 async def test_losing_the_race_to_create_is_no_error() -> None:
     server = CannedServer()
     answers = iter([(404, {"detail": 'Work pool "p" not found.'}), (200, pool())])
-    server.on("GET", POOL, lambda _: next(answers))
+    server.on_call("GET", POOL, lambda _: next(answers))
     server.on("POST", "/work_pools/", {"detail": "A work pool with this name already exists."}, status=409)
     assert (await keep(server, "ensure")).known.name == "p"
 
@@ -91,7 +91,7 @@ async def test_a_pool_that_may_not_be_created_is_missing() -> None:
 async def test_an_empty_template_is_filled_in() -> None:
     server = CannedServer()
     answers = iter([(200, pool(base_job_template={})), (200, pool())])
-    server.on("GET", POOL, lambda _: next(answers))
+    server.on_call("GET", POOL, lambda _: next(answers))
     server.on("PATCH", POOL, None, status=204)
     assert (await keep(server, "ensure")).known.base_job_template == TEMPLATE
     assert server.bodies("PATCH", POOL) == [{"base_job_template": DEFAULT_BASE_JOB_TEMPLATE}]
@@ -110,7 +110,12 @@ async def test_another_type_is_refused(kind: str) -> None:
 async def test_a_pool_the_server_does_not_want_is_refused_in_a_sentence(status: int) -> None:
     server = CannedServer()
     server.on("GET", POOL, {"detail": 'Work pool "p" not found.'}, status=404)
-    server.on("POST", "/work_pools/", {"detail": "Worker pools starting with 'Prefect' are reserved."}, status=status)
+    server.on(
+        "POST",
+        "/work_pools/",
+        {"detail": "Worker pools starting with 'Prefect' are reserved."},
+        status=status,
+    )
     with pytest.raises(PoolRefused, match="reserved"):
         await keep(server, "ensure")
 
@@ -127,7 +132,7 @@ async def test_pauses_are_told_once() -> None:
     server = CannedServer()
     paused = [True, True, True, False, False]
     answers = iter([(200, pool(is_paused=flag)) for flag in paused])
-    server.on("GET", POOL, lambda _: next(answers))
+    server.on_call("GET", POOL, lambda _: next(answers))
     with capture_logs() as logs:
         await keep(server, *["read"] * len(paused))
     assert events(logs) == ["work_pool.paused", "work_pool.resumed"]
@@ -146,7 +151,7 @@ async def test_paused_queues_are_told_once() -> None:
             return 200, []
         return 200, [{"id": str(uuid4()), "name": "q", "is_paused": next(paused)}]
 
-    server.on("POST", f"{POOL}/queues/filter", queues)
+    server.on_call("POST", f"{POOL}/queues/filter", queues)
     with capture_logs() as logs:
         await keep(server, *["beat_once"] * 3, queues=("q",))
     assert events(logs) == ["work_queue.paused", "work_queue.resumed"]
@@ -164,9 +169,9 @@ async def test_a_pool_deleted_meanwhile_is_put_back() -> None:
         state["exists"] = True
         return 201, pool()
 
-    server.on("GET", POOL, lambda _: missing_or((200, pool())))
-    server.on("POST", f"{POOL}/workers/heartbeat", lambda _: missing_or((204, None)))
-    server.on("POST", "/work_pools/", create)
+    server.on_call("GET", POOL, lambda _: missing_or((200, pool())))
+    server.on_call("POST", f"{POOL}/workers/heartbeat", lambda _: missing_or((204, None)))
+    server.on_call("POST", "/work_pools/", create)
     async with server.client() as client:
         keeper = WorkPoolKeeper(
             client=client,

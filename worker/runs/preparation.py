@@ -22,9 +22,9 @@ from worker.runs.job_variables import (
     JobConfiguration,
     JobVariablesError,
     JobVariablesMode,
-    ReferenceNotFound,
     resolve,
 )
+from worker.runs.api_references import ApiReferences
 from worker.runs.launch_spec import (
     CommandError,
     ControlAddress,
@@ -59,7 +59,8 @@ class Preparation:
     """Reads and resolves; one for the daemon's life.
 
     `python` is the interpreter flows run in; `worker_environment` and `settings` are the two layers of the
-    child's environment that come from the daemon itself (PROTOCOL 4.2).
+    child's environment that come from the daemon itself (PROTOCOL 4.2). `hide` is told every secret that comes
+    along, so that no log line shows it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Preparation:
         worker_environment: Mapping[str, str],
         settings: Mapping[str, str],
         sleep: Callable[[float], Awaitable[None]],
+        hide: Callable[[str], None],
     ) -> None:
         self._client = client
         self._pool = pool
@@ -82,6 +84,7 @@ class Preparation:
         self._worker_environment = worker_environment
         self._settings = settings
         self._sleep = sleep
+        self._hide = hide
         self._flows: dict[UUID, Flow] = {}
         self._log = structlog.get_logger()
 
@@ -141,7 +144,7 @@ class Preparation:
                 process_env=self._worker_environment,
                 context={"flow": flow.raw if flow else {}, "flow_run": flow_run.raw},
             )
-            return await resolve(inputs, ApiReferences(client=self._client), self._mode)
+            return await resolve(inputs, ApiReferences(client=self._client, hide=self._hide), self._mode)
         except (JobVariablesError, automations.AutomationTemplateError, ApiError) as error:
             raise Unpreparable(submission_failure(error)) from error
 
@@ -163,33 +166,3 @@ def submission_failure(error: Exception) -> str:
     """The message of a run that could not be started, worded as Prefect's worker does (PROTOCOL 2.12)."""
     reason = str(error) if isinstance(error, JobVariablesError) else f"{type(error).__name__}: {error}"
     return f"Failed to submit flow run to infrastructure: {reason}"
-
-
-class ApiReferences:
-    """Blocks and variables as the server has them, read once per resolution."""
-
-    def __init__(self, *, client: PrefectClient) -> None:
-        self._client = client
-
-    async def block_document(self, *, type_slug: str, name: str) -> dict[str, Any]:
-        """The data of a block document, secrets included."""
-        try:
-            document = await self._client.read_block_document_by_name(type_slug, name)
-        except NotFound as error:
-            raise ReferenceNotFound(str(error)) from error
-        return document.get("data") or {}
-
-    async def block_document_by_id(self, document_id: str) -> dict[str, Any]:
-        """The data of the block document with that id."""
-        try:
-            document = await self._client.read_block_document(UUID(document_id))
-        except (NotFound, ValueError) as error:
-            raise ReferenceNotFound(str(error)) from error
-        return document.get("data") or {}
-
-    async def variable(self, name: str) -> Any:
-        """The value of a workspace variable."""
-        try:
-            return await self._client.read_variable(name)
-        except NotFound as error:
-            raise ReferenceNotFound(str(error)) from error

@@ -3,9 +3,14 @@
 Which outcome it is, `conclusion` decides; the wording of proposals is `states`' business.
 """
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+import anyio
 import structlog
 
-from worker.api.errors import ApiError, NotFound
+from worker.api.errors import ApiError, NotFound, ServerFault
 from worker.api.models import FlowRun, StateType
 from worker.processes.control_messages import Disposition, Receipt
 from worker.processes.output import tail
@@ -18,7 +23,14 @@ from worker.runs.supervision import Ended, Launched
 
 TAIL_LINES = 20
 TAIL_BYTES = 16 * 1024
+# How long a server that answers with faults is asked again for the last word about a run, in seconds.
+PATIENCE = 300.0
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 30.0
 BEFORE_START = "Flow run was cancelled before execution started."
+
+
+T = TypeVar("T")
 
 
 class Reports:
@@ -64,7 +76,7 @@ class Reports:
 
     async def crashed(self, message: str) -> None:
         """Propose Crashed; a run that is being cancelled can only become Cancelled (PROTOCOL 2.6)."""
-        if await self._services.states.crash(self._flow_run.id, message):
+        if await self._insist(partial(self._services.states.crash, self._flow_run.id, message)):
             self._run_log.info(f"Reported flow run '{self._flow_run.id}' as crashed: {message}")
             self._reported(Outcome(Verdict.CRASHED, message))
         elif await self._is_cancelling():
@@ -74,7 +86,7 @@ class Reports:
 
     async def cancelled(self, message: str, *, force: bool = False) -> None:
         """Propose Cancelled; nothing of the run is alive any more."""
-        await self._services.states.cancel(self._flow_run.id, message, force=force)
+        await self._insist(partial(self._services.states.cancel, self._flow_run.id, message, force=force))
         self._reported(Outcome(Verdict.CANCELLED, message))
 
     async def given_back(self, claim: Claim) -> None:
@@ -90,6 +102,24 @@ class Reports:
         except ApiError as refusal:
             self._log.error("flow_run.unreported", reason=str(refusal))
 
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Ask until the server gives a sound answer, for `PATIENCE` seconds at least.
+
+        The client has waited out what is transient; what is left are answers such as 500. The last word about a run is
+        worth some tries more, but a run that the server cannot even read must not hold its slot for ever.
+        """
+        deadline = anyio.current_time() + PATIENCE
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await call()
+            except ServerFault as error:
+                if anyio.current_time() >= deadline:
+                    raise
+                self._log.debug("flow_run.report_retried", reason=str(error), pause=pause)
+            await anyio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
     async def _conclude(self, claim: Claim, launched: Launched, ended: Ended) -> Outcome:
         word = await self._services.control.finish(launched.token)
         if isinstance(word, Receipt) and word.disposition is Disposition.STATE_REPORTED:
@@ -104,7 +134,9 @@ class Reports:
 
     async def _ask(self) -> ServerRun | None:
         try:
-            return ServerRun.of(await self._services.client.read_flow_run(self._flow_run.id))
+            return ServerRun.of(
+                await self._insist(partial(self._services.client.read_flow_run, self._flow_run.id))
+            )
         except NotFound:
             return None
 

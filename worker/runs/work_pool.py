@@ -4,6 +4,7 @@ Owns the latest pool as the server described it. Which runs to take from it is t
 """
 
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -65,11 +66,8 @@ class WorkPoolKeeper:
         try:
             pool = await self._find_or_create()
             pool = await self._with_template(pool)
-        except Unauthorized:
-            raise
         except InvalidRequest as error:
-            msg = f"the server refused the work pool {self._name!r}: {error}"
-            raise PoolRefused(msg) from error
+            raise self._refused(error) from error
         if pool.type != PROCESS:
             msg = (
                 f"the work pool {self._name!r} is of type {pool.type!r}, and headrace runs 'process' pools only;"
@@ -108,6 +106,9 @@ class WorkPoolKeeper:
                 await self._beat()
         return self.heartbeat_interval
 
+    def _refused(self, error: ApiError) -> PoolRefused:
+        return PoolRefused(f"the server refused the work pool {self._name!r}: {error}")
+
     async def _beat(self) -> None:
         worker_id = await self._client.send_heartbeat(
             self._name, self._worker_name, int(self.heartbeat_interval)
@@ -139,6 +140,11 @@ class WorkPoolKeeper:
         except Conflict:
             # Another worker was faster (PROTOCOL 2.1).
             return await self._client.read_work_pool(self._name)
+        except Unauthorized as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            # Not our credentials: names that begin with "prefect" are the server's own (PROTOCOL 2.1).
+            raise self._refused(error) from error
         self._log.info("work_pool.created", work_pool=self._name)
         return pool
 

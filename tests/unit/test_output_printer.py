@@ -1,0 +1,39 @@
+"""What flows print, on its way through the daemon."""
+
+import io
+from uuid import uuid4
+
+from structlog.testing import capture_logs
+
+from worker.api.models import FlowRun
+from worker.log import MASK, Redactor
+from worker.output_printer import printer
+
+RUN = FlowRun.read({"id": str(uuid4()), "name": "amber-fox"})
+
+
+class Closed(io.StringIO):
+    def write(self, text: str, /) -> int:
+        raise BrokenPipeError
+
+
+def test_lines_stand_behind_the_runs_name_without_secrets() -> None:
+    stream = io.StringIO()
+    printer(as_json=False, redactor=Redactor(["s3cr3t"]), stream=stream)(RUN, "it is s3cr3t")
+    assert stream.getvalue() == f"amber-fox | it is {MASK}\n"
+
+
+def test_with_json_logs_lines_are_events() -> None:
+    stream = io.StringIO()
+    with capture_logs() as logs:
+        printer(as_json=True, redactor=Redactor(), stream=stream)(RUN, "hello")
+    assert [(entry["event"], entry["line"]) for entry in logs] == [("flow_run.output", "hello")]
+    assert stream.getvalue() == ""
+
+
+def test_a_reader_that_has_gone_costs_one_warning() -> None:
+    with capture_logs() as logs:
+        pass_on = printer(as_json=False, redactor=Redactor(), stream=Closed())
+        for _ in range(3):
+            pass_on(RUN, "hello")
+    assert [entry["event"] for entry in logs] == ["output.unwritable"]
