@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -71,8 +71,9 @@ class FileReferences:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One object of the file."""
+    """One object of the file, with what to call it."""
 
+    title: str
     inputs: Inputs
     references: FileReferences
 
@@ -104,12 +105,14 @@ def explain_file(
         print(f"{'standard input' if path == '-' else path}: {error}", file=stderr or sys.stderr)
         return EXIT_UNREADABLE
     outcomes = anyio.run(_resolve_all, items, mode)
-    if as_json:
-        report = [_as_json(outcome) for outcome in outcomes]
-        # ASCII only: any terminal, any locale, lone surrogates
-        stdout.write(json.dumps(report[0] if single else report, indent=2) + "\n")
+    texts = [_rendered(outcome, _as_json if as_json else _as_table) for outcome in outcomes]
+    if single:
+        [text] = texts
+    elif as_json:
+        text = f"[{', '.join(texts)}]"
     else:
-        stdout.write(_printable("\n".join(_as_table(outcome) for outcome in outcomes), stdout))
+        text = "\n\n".join(f"# {item.title}\n{text}" for item, text in zip(items, texts, strict=True))
+    stdout.write(_printable(f"{text}\n", stdout))
     failed = single and isinstance(outcomes[0], JobVariablesError)
     return EXIT_UNRESOLVED if failed else EXIT_OK
 
@@ -170,7 +173,11 @@ def _item(entry: Any, place: str, context: Any, environ: Mapping[str, str]) -> I
     for name, value in process_env.items():
         if not isinstance(value, str):
             raise InputError(f"{place}context: process_env.{name} must be a string, got {json_type(value)}")
+    name = entry.get("name")
     return Item(
+        f"{place.removesuffix(': ')}: {_one_line(name)}"
+        if isinstance(name, str)
+        else place.removesuffix(": "),
         Inputs(
             base_job_template=_object(entry, "base_job_template", place),
             deployment_job_variables=_object(entry, "deployment_job_variables", place),
@@ -207,7 +214,23 @@ def _documents(entry: Mapping[str, Any], key: str, place: str) -> dict[str, Any]
 # --- writing ---
 
 
-def _as_json(outcome: Outcome) -> dict[str, Any]:
+def _rendered(outcome: Outcome, form: Callable[[Outcome], str]) -> str:
+    """Give an outcome's text; a name may be any value of the file's context, too deep a one included."""
+    try:
+        return form(outcome)
+    except RecursionError:
+        error = JobVariablesError(
+            kind="RecursionError", stage="prepare", message="the name leads to a value nested too deeply"
+        )
+        return form(error)
+
+
+def _as_json(outcome: Outcome) -> str:
+    # ASCII only: it passes through any locale, and so do lone surrogates
+    return json.dumps(_report(outcome), indent=2)
+
+
+def _report(outcome: Outcome) -> dict[str, Any]:
     if isinstance(outcome, JobVariablesError):
         return {"error": {"type": outcome.type, "stage": outcome.stage, "message": outcome.message}}
     return {
@@ -224,7 +247,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 def _as_table(outcome: Outcome) -> str:
     if isinstance(outcome, JobVariablesError):
-        return _one_line(f"cannot be resolved: {outcome.type}: {outcome}") + "\n"
+        return _one_line(f"cannot be resolved: {outcome.type}: {outcome}")
     values: dict[str, Any] = {
         "command": outcome.command,
         "working_dir": outcome.working_dir,
@@ -239,7 +262,7 @@ def _as_table(outcome: Outcome) -> str:
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    return "\n".join((*lines, *(f"note: {note}" for note in outcome.notes))) + "\n"
+    return "\n".join((*lines, *(f"note: {note}" for note in outcome.notes)))
 
 
 def _row(key: str, value: Any, provenance: Provenance) -> tuple[str, str, str, str, str]:

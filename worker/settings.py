@@ -8,7 +8,7 @@ profile, default: PROTOCOL 1.7) are `settings_sources`'s, the names and the shap
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -108,7 +108,7 @@ def _refused(name: str, source: str, accepts: str, *, empty: bool = False) -> Se
 class _Values:
     """Typed access to the parsed values, with the limits of the daemon where Prefect has none."""
 
-    parsed: Mapping[str, object]
+    parsed: Mapping[str, object] = field(repr=False)
     sources: Mapping[str, str]
 
     def get(self, name: str, default: T) -> T:
@@ -122,8 +122,8 @@ class _Values:
         return self.get(name, "") or None
 
     def secret(self, name: str) -> SecretStr | None:
-        text = self.text(name)
-        return None if text is None else SecretStr(text)
+        secret = self.get(name, SecretStr(""))
+        return secret if secret.get_secret_value() else None
 
     def seconds(self, name: str, default: float, *, above_zero: bool = False) -> float:
         value = self.get(name, default)

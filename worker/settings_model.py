@@ -4,7 +4,7 @@ Owns no reading and no validation; `settings.load_settings` builds these.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -23,7 +23,7 @@ class ApiSettings:
     ssl_cert_file: str | None
     enable_http2: bool
     request_timeout: float
-    custom_headers: dict[str, str]
+    custom_headers: dict[str, str] = field(repr=False)
     retry_extra_codes: frozenset[int]
     retry_jitter_factor: float
     max_retries: int

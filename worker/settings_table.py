@@ -10,7 +10,7 @@ __all__ = ["TABLE"]
 
 TABLE = """
 home path
-profiles_path path
+profiles_path file
 debug_mode bool
 ui_url text
 silence_api_url_misconfiguration bool

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, cast
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, SecretStr, TypeAdapter
 
 __all__ = ["Bound", "Kind", "Shape"]
 
@@ -30,6 +30,7 @@ class Kind(StrEnum):
     DELAYS = "delays"
     DURATION = "duration"
     DURATIONS = "durations"
+    FILE = "file"
     FLOAT = "float"
     HEADERS = "headers"
     INT = "int"
@@ -40,16 +41,6 @@ class Kind(StrEnum):
     TEXT = "text"
     VACUUM = "vacuum"
     WORDS = "words"
-
-    @property
-    def textual(self) -> bool:
-        """True where an empty value is a value: it hides the lower layers and means "not set"."""
-        return self in {Kind.SECRET, Kind.TEXT}
-
-    @property
-    def mapping(self) -> bool:
-        """True where a TOML table is the value and not a section of settings."""
-        return self in {Kind.DURATIONS, Kind.HEADERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +88,8 @@ class Shape:
 
     def to_text(self, value: object) -> str | None:
         """The text that Prefect's worker exports to its child for a parsed value; None: nothing."""
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
         plain: object = _adapter(self.kind).dump_python(value, mode="json")
         match plain:
             case None:
@@ -176,16 +169,23 @@ def _durations(raw: object) -> object:
     return {key: _seconds(item) for key, item in cast("dict[object, object]", value).items()}
 
 
+def _not_empty(raw: object) -> object:
+    if raw == "":
+        raise ValueError
+    return raw
+
+
 def _vacuum(raw: object) -> object:
-    if not isinstance(raw, str):
-        return raw
-    match raw.strip().lower():
+    value = _json_or_same(raw)
+    if not isinstance(value, str):
+        return value
+    match value.strip().lower():
         case "true" | "1":
             return True
         case "false" | "0" | "":
             return False
         case _:
-            return [word for word in _words(raw) if word]
+            return [word for word in _words(value) if word]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +212,7 @@ _RULES: Final[Mapping[Kind, _Rule]] = {
     ),
     Kind.DURATION: _Rule("a duration in ISO 8601, such as PT1H", timedelta),
     Kind.DURATIONS: _Rule("a JSON object of durations in seconds", dict[str, timedelta], _durations),
+    Kind.FILE: _Rule("the path of a file", Path, _not_empty),
     Kind.FLOAT: _Rule("a number", float),
     Kind.HEADERS: _Rule('a JSON object of strings, such as {"X-Team": "data"}', dict[str, str], _json),
     Kind.INT: _Rule("a whole number", int),
@@ -222,7 +223,7 @@ _RULES: Final[Mapping[Kind, _Rule]] = {
     ),
     Kind.PATH: _Rule("a path", Path),
     Kind.SECONDS: _Rule("a number of seconds or an ISO 8601 duration such as PT1H", timedelta, _seconds),
-    Kind.SECRET: _Rule("text", str),
+    Kind.SECRET: _Rule("text", SecretStr),
     Kind.TEXT: _Rule("text", str),
     Kind.VACUUM: _Rule("true, false or names separated by commas", bool | set[str], _vacuum),
     Kind.WORDS: _Rule("names separated by commas", set[str], _members),

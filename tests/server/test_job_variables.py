@@ -139,20 +139,21 @@ def test_a_secret_reaches_the_flow_and_no_log(
 
 
 @pytest.fixture(scope="module")
-def unresolvable(layered_project: Project, layered_worker: Worker) -> dict[str, str]:
+def unresolvable(layered_project: Project, layered_worker: Worker, runs: dict[str, str]) -> dict[str, str]:
     cases: dict[str, Json] = {
         "nope": {"env": {"A": "{{ prefect.blocks.secret.nope }}"}},
         "command": {"command": {"not": "a string"}},
         "env": {"env": {"$ref": "x"}},
     }
-    deployment = layered_project.deploy()
     created: dict[str, str] = {}
+    layered_project.api.update_pool(layered_project.pool, is_paused=True)
     for name, variables in cases.items():
-        # The API validates what a run is created with, but not what a deployment is changed to
-        # (PROTOCOL 3.5): this is how a bad value reaches a worker.
+        # The server validates what a deployment and a run are created with, but not what a deployment is
+        # changed to (PROTOCOL 3.5): this is how a bad value reaches a worker.
         deployment = layered_project.deploy(name=f"unresolvable-{name}")
-        layered_project.api.patch(f"/deployments/{deployment}", {"job_variables": variables})
         created[name] = layered_project.api.create_flow_run(deployment)
+        layered_project.api.patch(f"/deployments/{deployment}", {"job_variables": variables})
+    layered_project.api.update_pool(layered_project.pool, is_paused=False)
     return created
 
 

@@ -32,7 +32,7 @@ def test_sigterm_drains(api: PrefectApi, pool: str, project: Project, daemon: St
     assert api.flow_run(running)["state_type"] == "COMPLETED"
     assert "Pending" not in api.state_names(late), "a stopping daemon takes nothing new"
     assert f"Worker '{worker.name}' stopped!" in worker.stdout()
-    assert not list((worker.state_dir / "runs").glob("*"))
+    assert not list(worker.state_dir.glob("*/runs/*"))
 
 
 def test_a_second_sigterm_ends_the_runs_and_reports_them(

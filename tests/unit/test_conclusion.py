@@ -44,15 +44,25 @@ SETTLED, CANCELLED, CRASHED = Verdict.SETTLED, Verdict.CANCELLED, Verdict.CRASHE
     [
         pytest.param(OK, NONE, None, SETTLED, id="deleted run"),
         pytest.param(OK, NONE, server(StateType.COMPLETED), SETTLED, id="completed"),
-        pytest.param(FAILED, NONE, server(StateType.FAILED), SETTLED, id="failed, as engines up to 3.8.3 exit"),
+        pytest.param(
+            FAILED, NONE, server(StateType.FAILED), SETTLED, id="failed, as engines up to 3.8.3 exit"
+        ),
         pytest.param(KILLED, NONE, server(StateType.COMPLETED), SETTLED, id="killed after completing"),
-        pytest.param(ended(None, 15), NONE, server(StateType.CRASHED), SETTLED, id="crash told by the engine"),
+        pytest.param(
+            ended(None, 15), NONE, server(StateType.CRASHED), SETTLED, id="crash told by the engine"
+        ),
         pytest.param(OK, CANCEL, server(StateType.CANCELLED), SETTLED, id="cancelled by the engine"),
-        pytest.param(FAILED, NONE, server(StateType.CANCELLING), CANCELLED, id="cancelling before the engine"),
-        pytest.param(KILLED, CANCEL, server(StateType.CANCELLING), CANCELLED, id="cancelling, had to be killed"),
+        pytest.param(
+            FAILED, NONE, server(StateType.CANCELLING), CANCELLED, id="cancelling before the engine"
+        ),
+        pytest.param(
+            KILLED, CANCEL, server(StateType.CANCELLING), CANCELLED, id="cancelling, had to be killed"
+        ),
         pytest.param(KILLED, STOP, server(StateType.CANCELLING), CANCELLED, id="cancelling while we stop"),
         pytest.param(OK, NONE, server(StateType.PAUSED, "Suspended"), SETTLED, id="suspended"),
-        pytest.param(KILLED, NONE, server(StateType.PAUSED, "Suspended"), SETTLED, id="suspended, then killed"),
+        pytest.param(
+            KILLED, NONE, server(StateType.PAUSED, "Suspended"), SETTLED, id="suspended, then killed"
+        ),
         pytest.param(OK, NONE, server(StateType.PAUSED), SETTLED, id="paused, ended well"),
         pytest.param(KILLED, NONE, server(StateType.PAUSED), CRASHED, id="paused in a process that died"),
         pytest.param(OK, NONE, server(StateType.SCHEDULED, "Resuming"), SETTLED, id="resumed already"),
@@ -69,7 +79,9 @@ SETTLED, CANCELLED, CRASHED = Verdict.SETTLED, Verdict.CANCELLED, Verdict.CRASHE
         pytest.param(KILLED, NONE, server(StateType.RUNNING), CRASHED, id="killed while running"),
         pytest.param(KILLED, STOP, server(StateType.RUNNING), CRASHED, id="stopped with the daemon"),
         pytest.param(OK, CANCEL, server(StateType.RUNNING), CANCELLED, id="intent taken, state left to us"),
-        pytest.param(FAILED, NONE, server(StateType.RUNNING, pid="other:2"), SETTLED, id="another attempt runs"),
+        pytest.param(
+            FAILED, NONE, server(StateType.RUNNING, pid="other:2"), SETTLED, id="another attempt runs"
+        ),
         pytest.param(FAILED, NONE, server(StateType.RUNNING, pid=None), CRASHED, id="pid cleared"),
     ],
 )

@@ -17,7 +17,9 @@ from worker.runs.launch_spec import (
     protected_environment,
 )
 
-RUN = FlowRun.read({"id": str(uuid4()), "name": "amber", "flow_id": str(uuid4()), "deployment_id": str(uuid4())})
+RUN = FlowRun.read(
+    {"id": str(uuid4()), "name": "amber", "flow_id": str(uuid4()), "deployment_id": str(uuid4())}
+)
 
 
 def environment(*, command_configured: bool, **layers: str) -> dict[str, str]:
@@ -121,7 +123,8 @@ def test_unusable_commands_are_named(command: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("working_dir", "cwd"), [(None, Path("/fresh")), ("/srv", Path("/srv")), (".", Path()), ("a/b", Path("a/b"))]
+    ("working_dir", "cwd"),
+    [(None, Path("/fresh")), ("/srv", Path("/srv")), (".", Path()), ("a/b", Path("a/b"))],
 )
 def test_the_directory_is_the_configured_one_or_a_fresh_one(working_dir: str | None, cwd: Path) -> None:
     job = JobConfiguration(

@@ -14,7 +14,7 @@ RUN = FlowRun.read({"id": str(uuid4()), "name": "amber-fox"})
 
 class Closed(io.StringIO):
     def write(self, text: str, /) -> int:
-        raise BrokenPipeError
+        raise BrokenPipeError(text)
 
 
 def test_lines_stand_behind_the_runs_name_without_secrets() -> None:

@@ -70,7 +70,7 @@ class Unreachable(ApiError):
 
 
 class Misconfigured(ApiError):
-    """A setting makes every call impossible: no URL, an unreadable CA file, an unsendable header."""
+    """A setting makes every call impossible: no URL, an unreadable CA file."""
 
 
 @dataclass(frozen=True, slots=True)

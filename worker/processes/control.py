@@ -133,6 +133,11 @@ class ControlChannel:
         self.unregister(token)
         return session and (session.receipt or session.acknowledged)
 
+    def connected(self, token: str) -> bool:
+        """Whether the engine listens: it has armed its SIGTERM handler and has not concluded (PROTOCOL 4.4)."""
+        session = self._sessions.get(_digest(token.encode()))
+        return session is not None and session.stream is not None
+
     def receipt(self, token: str) -> Receipt | None:
         """What the engine reported at its end, if it did."""
         session = self._sessions.get(_digest(token.encode()))

@@ -88,7 +88,7 @@ def _locate(python: str) -> str:
 
 
 def _explain_missing(python: str) -> str:
-    if os.path.isdir(python):  # noqa: PTH112 - an argument as typed, not a path of ours
+    if os.path.isdir(python):  # noqa: PTH112 - an argument as typed; and Path.is_dir may raise
         return f"the Python interpreter {python} is a directory: give the path of the program with --python"
     if os.path.exists(python):  # noqa: PTH110 - same
         return (

@@ -29,13 +29,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from worker.processes.process import ProcessHandle
 from worker.processes.process_table import Identity, Marker, read_process
 
+EXECUTION_ID = "HEADRACE_EXECUTION_ID"
 _LARGEST_STRING = 128 * 1024  # execve(2): MAX_ARG_STRLEN, 32 pages
 
 
@@ -71,31 +73,28 @@ class Launcher:
     def launch(
         self, spec: LaunchSpec, *, output: Path, marker: Marker | tuple[str, str] | None = None
     ) -> ProcessHandle:
-        """Start the process and return its handle.
+        """Start the process and return its handle. Raises LaunchError.
 
-        `output` is created with mode 0600, or appended to. `marker` is a variable of `spec.env` that is unique to the run;
-        by it processes are found that have left its session. Raises LaunchError.
+        `output` is created with mode 0600, or appended to. By `marker`, a variable in the environment, processes are
+        found that have left the session. It has to be unique to this attempt: two attempts at one flow run may live on
+        one machine, under two daemons, and the end of one must not end the other. Default: one that is added here.
         """
+        marker = Marker(*marker) if marker else Marker(EXECUTION_ID, uuid4().hex)
         if problem := find_problem(spec):
             raise LaunchError(problem)
-        if read_process(os.getpid()) is None:
-            raise LaunchError("the process table cannot be read: mount /proc where the daemon runs")
         started = self._clock()
-        pid = self._start(spec, output)
-        info = read_process(pid)
-        if info is None:  # a child is in the table until it is collected, and nobody but us is to do that
-            raise LaunchError(f"process {pid} has ended and its exit status is lost: do not ignore SIGCHLD")
-        self._waited_for.add(pid)
+        identity = _identify(self._start(spec, {**spec.env, marker.name: marker.value}, output))
+        self._waited_for.add(identity.pid)
         return ProcessHandle(
-            identity=Identity(pid, info.start_time),
-            marker=Marker(*marker) if marker else None,
+            identity=identity,
+            marker=marker,
             started=started,
             clock=self._clock,
             is_child=True,
             on_collected=self._waited_for.discard,
         )
 
-    def _start(self, spec: LaunchSpec, output: Path) -> int:
+    def _start(self, spec: LaunchSpec, env: Mapping[str, str], output: Path) -> int:
         try:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -106,8 +105,8 @@ class Launcher:
             with _fresh_signals():
                 process = subprocess.Popen(
                     spec.argv,
-                    env=spec.env,
-                    cwd=spec.cwd,
+                    env=env,
+                    cwd=os.fspath(spec.cwd),
                     stdin=subprocess.DEVNULL,
                     stdout=descriptor,
                     stderr=subprocess.STDOUT,
@@ -119,6 +118,22 @@ class Launcher:
             os.close(descriptor)
         process.returncode = 0  # from here on the handle alone waits for this pid; Popen must not
         return process.pid
+
+
+def _identify(pid: int) -> Identity:
+    """The identity of a child just started; a child stays in the table until it is collected, which is ours to do."""
+    try:
+        info = read_process(pid)
+    except OSError as error:
+        reason = _reason(error)
+    else:
+        if info is not None:
+            return info.identity
+        reason = "it is not there: mount /proc where the daemon runs, and do not ignore SIGCHLD"
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    raise LaunchError(f"the new process {pid} cannot be found in the process table: {reason}")
 
 
 def find_problem(spec: LaunchSpec) -> str | None:

@@ -83,6 +83,7 @@ class ProcessHandle:
     ) -> None:
         self.pid = identity.pid
         self.start_time = identity.start_time
+        self.marker = marker
         self._started = started
         self._clock = clock
         self._is_child = is_child
@@ -128,7 +129,10 @@ class ProcessHandle:
             poll = select.poll()
             poll.register(self._pidfd, select.POLLIN)
             return not poll.poll(0)
-        info = read_process(self.pid)
+        try:
+            info = read_process(self.pid)
+        except OSError:
+            return True  # out of descriptors: nothing says that it has ended, and it will be asked again
         return info is not None and info.start_time == self.start_time and not info.dead
 
     async def wait(self) -> Exit:

@@ -14,6 +14,7 @@ parents lived, and was started with an emptied environment.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ from worker.processes.process_table import (
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _FREEZE_ROUNDS = 20
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.1
 
@@ -108,8 +110,7 @@ def send_signal(process: Identity, number: signal.Signals) -> Sent:
     except OSError:
         descriptor = None  # no pidfd in this kernel or sandbox, or no descriptor left
     try:
-        info = read_process(process.pid)
-        if info is None or info.identity != process:
+        if not _is_still(process):
             return Sent.GONE
         if sys.platform == "linux" and descriptor is not None:
             signal.pidfd_send_signal(descriptor, number)
@@ -123,6 +124,16 @@ def send_signal(process: Identity, number: signal.Signals) -> Sent:
         if descriptor is not None:
             os.close(descriptor)
     return Sent.DELIVERED
+
+
+def _is_still(process: Identity) -> bool:
+    try:
+        info = read_process(process.pid)
+    except OSError as error:
+        if error.errno not in _SHORTAGES:
+            raise
+        return True  # it was, a moment ago, when the caller listed it
+    return info is not None and info.identity == process
 
 
 @dataclass(slots=True)
@@ -158,7 +169,15 @@ class ProcessTree:
         pause = _FIRST_PAUSE
         while True:
             # No await between stopping and killing: a cancelled caller must not leave stopped processes behind.
-            alive = self._freeze()
+            try:
+                alive = self._freeze()
+            except OSError as error:
+                if error.errno not in _SHORTAGES:
+                    raise
+                await anyio.sleep(
+                    _LONGEST_PAUSE
+                )  # the process table cannot be read: nothing was signalled yet
+                continue
             # Children first: a death that orphans a stopped group makes the kernel continue it (setpgid(2)).
             answers = {process: send_signal(process, signal.SIGKILL) for process in reversed(alive)}
             killed |= {process for process, answer in answers.items() if answer is Sent.DELIVERED}
@@ -174,7 +193,13 @@ class ProcessTree:
         """Stop the whole tree; what was stopped, roughly parents before children."""
         stopped: dict[Identity, Sent] = {}
         for _ in range(_FREEZE_ROUNDS):
-            found = [member.identity for member in self.members() if member.identity not in stopped]
+            try:
+                members = self.members()
+            except OSError:
+                if not stopped:
+                    raise
+                break  # kill those first; the next round sees the others
+            found = [member.identity for member in members if member.identity not in stopped]
             if not found:
                 break
             stopped |= {process: send_signal(process, signal.SIGSTOP) for process in found}
@@ -183,7 +208,10 @@ class ProcessTree:
     def _collect(self, processes: Iterable[Identity]) -> None:
         """Reap those that were re-parented to us. The leader is left to its handle, which wants the exit status."""
         for process in processes:
-            info = read_process(process.pid) if process != self.leader else None
+            try:
+                info = read_process(process.pid) if process != self.leader else None
+            except OSError:
+                continue  # out of descriptors: the orphan reaper comes by later
             if info is not None and info.identity == process and info.dead and info.ppid == os.getpid():
                 _reap(process.pid)
 

@@ -12,8 +12,9 @@ from typing import Any, Protocol, cast
 from uuid import UUID
 
 from worker.api.models import FlowRun, ServerEvent
+from worker.runs.automation_errors import AutomationTemplateError
 from worker.runs.automation_objects import EnumText, Json, Labels, Record, event_object, moment
-from worker.runs.automation_templates import OBJECT_NAMES, AutomationTemplateError
+from worker.runs.automation_templates import OBJECT_NAMES, VARIABLES_NAME
 
 _RUN_DEPLOYMENT = "run-deployment"
 _EVENT_ID_PREFIX = "prefect.event."
@@ -96,11 +97,14 @@ class ContextReader(Protocol):
 async def template_context(names: frozenset[str], action: Action, reader: ContextReader) -> dict[str, Any]:
     """The context names among `names` with their objects; each is read only if named."""
     context: dict[str, Any] = {}
-    event: Mapping[str, Any] | None = None
+    change: ServerEvent | None = None
+    event: Json | None = None
+    if action.state_change is not None and names - {"automation", VARIABLES_NAME}:
+        change = await reader.event(action.state_change, "the automation's own event")
     if action.triggering_event is not None and names & {"event", *OBJECT_NAMES}:
-        event = (await reader.event(action.triggering_event, "the triggering event")).raw
+        event = await _triggering_event(action.triggering_event, change, reader)
     # A server that links neither event does not say whether there was one (PROTOCOL 9).
-    if event is not None or action.state_change is not None:
+    if event is not None or change is not None:
         if "event" in names:
             context["event"] = event_object(event) if event is not None else None
         for name in sorted(names & OBJECT_NAMES):
@@ -108,9 +112,18 @@ async def template_context(names: frozenset[str], action: Action, reader: Contex
     if names & {"automation", "firing", "firings"}:
         automation = await reader.object("automation", "automations", action.automation_id)
         context["automation"] = api_object("automation", automation)
-    if names & {"labels", "events", "firing", "firings"}:
-        context |= await _firing_context(action, context.get("automation"), reader)
+    if change is not None:
+        context |= _firing_context(change, context.get("automation"), action.trigger_type)
     return context
+
+
+async def _triggering_event(event_id: UUID, change: ServerEvent | None, reader: ContextReader) -> Json:
+    """The triggering event as the server had it: kept events are in UTC, the copy in the state change is not."""
+    if change is not None:
+        for candidate in (change.raw, change.payload.get("triggering_event")):
+            if candidate is not None and candidate.get("id") == str(event_id):
+                return candidate
+    return (await reader.event(event_id, "the triggering event")).raw
 
 
 async def _involved_object(
@@ -151,20 +164,19 @@ async def _read_involved(
             return await reader.object(name, *route, str(identity))
 
 
-async def _firing_context(action: Action, automation: Record | None, reader: ContextReader) -> dict[str, Any]:
+def _firing_context(
+    change: ServerEvent, automation: Record | None, trigger_type: str | None
+) -> dict[str, Any]:
     """The firing as far as the server tells of it, in the payload of its state change event.
 
     Composite triggers consist of firings of which no trace is left; `firings` and `events` are theirs too, so
     they stay unknown.
     """
-    if action.state_change is None:
-        return {}
-    change = await reader.event(action.state_change, "the automation's own event")
     labels: dict[str, str] = change.payload.get("triggering_labels") or {}
     raw_event: Mapping[str, Any] | None = change.payload.get("triggering_event")
     event = event_object(raw_event) if raw_event is not None else None
     context: dict[str, Any] = {"labels": Labels(labels)}
-    simple = action.trigger_type == "event"
+    simple = trigger_type == "event"
     fields: dict[str, Any] = {
         "triggered": moment(change.raw["occurred"]),
         "triggering_labels": labels,
@@ -184,7 +196,9 @@ async def _firing_context(action: Action, automation: Record | None, reader: Con
 
 def api_object(kind: str, raw: Json) -> Record:
     """An object of the REST API from its JSON; `kind` is its name in templates, such as `flow_run`."""
-    return Record(kind, {name: _field(kind, name, value) for name, value in raw.items()}, json=dict(raw))
+    unlike = _UNLIKE.get(kind, ())
+    fields = {name: _field(kind, name, value) for name, value in raw.items() if name not in unlike}
+    return Record(kind, fields, json=dict(raw), withheld=(*unlike, *_ABSENT.get(kind, ())))
 
 
 def with_state_of(resource: Json, raw: Json) -> Json:
@@ -200,15 +214,29 @@ def with_state_of(resource: Json, raw: Json) -> Json:
 # variables, labels, …) are never looked into.
 _TIMES = frozenset(
     {
-        "active_since", "cache_expiration", "created", "end_time", "expected_start_time", "last_polled",
+        "anchor_date", "cache_expiration", "created", "end_time", "expected_start_time", "last_polled",
         "next_scheduled_start_time", "pause_timeout", "scheduled_time", "start_time", "timestamp", "updated",
     }
 )  # fmt: skip
-_DURATIONS = frozenset({"estimated_run_time", "estimated_start_time_delta", "total_run_time", "within"})
+_DURATIONS = frozenset(
+    {
+        "estimated_run_time",
+        "estimated_start_time_delta",
+        "interval",
+        "schedule_after",
+        "total_run_time",
+        "within",
+    }
+)
+_SETS = {
+    "empirical_policy": ("pause_keys",),
+    "trigger": ("after", "expect", "for_each"),
+    "triggers": ("after", "expect", "for_each"),
+}
 _MODELS = frozenset(
     {
-        "concurrency_options", "created_by", "empirical_policy", "global_concurrency_limit",
-        "health_check_policy", "schedules", "state", "state_details", "storage_configuration", "trigger",
+        "actions", "actions_on_resolve", "actions_on_trigger", "concurrency_options", "created_by", "empirical_policy", "filter", "global_concurrency_limit",
+        "health_check_policy", "schedule", "schedules", "state", "state_details", "storage_configuration", "trigger",
         "triggers", "updated_by",
     }
 )  # fmt: skip
@@ -224,6 +252,15 @@ _ENUMS = {
     ("work_queue", "status"): "WorkQueueStatus",
 }
 
+# Fields that read in a template otherwise than their JSON does, and are too rare to imitate.
+_UNLIKE = {
+    "task_run": ("task_inputs",),
+    "trigger": ("match", "match_related"),
+    "triggers": ("match", "match_related"),
+}
+# Fields that the state taken from an event's labels lacks.
+_ABSENT = {"state": ("id", "state_details")}
+
 
 def _field(kind: str, name: str, value: Any) -> Any:
     if isinstance(value, str):
@@ -232,6 +269,8 @@ def _field(kind: str, name: str, value: Any) -> Any:
         return timedelta(seconds=value)
     if name in _MODELS:
         return _models(name, value)
+    if name in _SETS.get(kind, ()):
+        return set(cast("list[Any]", value or []))
     return value
 
 
@@ -245,10 +284,9 @@ def _text_field(kind: str, name: str, value: str) -> Any:
 
 
 def _models(name: str, value: Any) -> Any:
-    match value:
-        case dict():
-            return api_object(name, cast("dict[str, Any]", value))
-        case list():
-            return [_models(name, item) for item in cast("list[Any]", value)]
-        case _:
-            return value
+    if isinstance(value, dict):
+        return api_object(name, cast("dict[str, Any]", value))
+    if isinstance(value, list):
+        models: list[Any] = [_models(name, item) for item in cast("list[Any]", value)]
+        return models
+    return value

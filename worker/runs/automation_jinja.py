@@ -43,6 +43,7 @@ _RENDER_FAILURES = (
     LookupError,
     MemoryError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
 )
@@ -143,13 +144,13 @@ class Sandbox:
         there too, and an empty setting is worse than a crash that says what is missing.
         """
         tree = self._parse(template)
-        _check_loops(tree)
         if "humanize_" in template:
             self._add_humanize()
-        self._guard_loops(tree)
-        if sole_must_exist:
-            self._guard_sole_expression(tree)
         try:
+            _check_loops(tree)
+            self._guard_loops(tree)
+            if sole_must_exist:
+                self._guard_sole_expression(tree)
             return self._joined(self._environment.from_string(tree).generate(dict(context)))
         except _RENDER_FAILURES as error:
             raise TemplateFailure(_reason(error)) from error

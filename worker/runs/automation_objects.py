@@ -50,7 +50,7 @@ class EnumText(str):
 class Record:
     """One of the server's objects: its fields are attributes.
 
-    `withheld` fields exist on the server but cannot be known here; naming one raises NotProvided. Any other
+    `withheld` fields exist on the server but cannot be had here as they are there; naming one raises NotProvided. Any other
     unknown attribute is undefined, as it is on the server.
     """
 
@@ -68,7 +68,7 @@ class Record:
         if name in self._fields:
             return self._fields[name]
         if name in self._withheld:
-            raise NotProvided(f"{self._kind}.{name} is known only to the server")
+            raise NotProvided(f"{self._kind}.{name} cannot be known here")
         raise AttributeError(name)
 
     def __str__(self) -> str:
@@ -222,9 +222,7 @@ def to_json(value: Any) -> Any:
         case Record():
             record = vars(value)  # its own names are hidden from templates, and so from here
             if record["_json"] is None:
-                raise NotProvided(
-                    f"a whole {record['_kind']} is known only to the server; name one of its fields"
-                )
+                raise NotProvided(f"a whole {record['_kind']} cannot be known here; name one of its fields")
             return record["_json"]
         case Resource():
             return value.root

@@ -1,18 +1,17 @@
 """Job variables that an automation left as templates: which values are, and what they become.
 
 Pure. Owns the rule for plain strings, the `__prefect_kind` forms (PROTOCOL 5.5; compared with Prefect's
-hydration of parameters in the parity tests) and the refusal of event data that would act as a reference. Does
-not find the event (`automations.py`) and does not speak Jinja itself (`automation_jinja.py`, which is imported
+hydration of parameters in the parity tests). Does not find the event (`automations.py`) and does not speak Jinja itself (`automation_jinja.py`, which is imported
 only when there is something to parse, because the daemon must start lean).
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, cast
 
+from worker.runs.automation_errors import AutomationTemplateError, Path, refuse_references, template_error
 from worker.runs.automation_objects import TemplateFailure
 
 if TYPE_CHECKING:
@@ -27,16 +26,6 @@ OBJECT_NAMES = frozenset(
 VARIABLES_NAME = "variables"
 CONTEXT_NAMES = EVENT_NAMES | OBJECT_NAMES | {VARIABLES_NAME}
 """What the server offers to templates (PROTOCOL 5.5)."""
-
-# What layering takes for a placeholder (PROTOCOL 3.2), whole or cut off at the end of the text.
-_REFERENCE = re.compile(r"\{\{\s*[\w.\-\[\]$]*\s*(?:\}\}|\Z)")
-
-
-class AutomationTemplateError(Exception):
-    """A job variable that cannot be rendered: one sentence naming the variable and the reason.
-
-    The run is crashed with it.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +93,6 @@ class _Mark(Enum):
     """Not known while collecting."""
 
 
-_Path = tuple[str | int, ...]
-
-
-def _shown(path: _Path) -> str:
-    shown = ""
-    for part in path:
-        shown += f"[{part}]" if isinstance(part, int) else f".{part}" if shown else part
-    return shown
-
-
-def _error(path: _Path, reason: str) -> AutomationTemplateError:
-    where = f"job variable {_shown(path)!r}" if path else "the job variables"
-    return AutomationTemplateError(f"{where} cannot be rendered for this automation's run: {reason}")
-
-
 def _sandbox() -> "Sandbox":
     from worker.runs.automation_jinja import Sandbox  # noqa: PLC0415 - costs an import of jinja2, rarely needed
 
@@ -159,20 +133,20 @@ class _Collector:
     names: set[str] = field(default_factory=set[str])
     variables: set[str] = field(default_factory=set[str])
 
-    def text(self, template: str, path: _Path, *, plain: bool) -> str | _Mark:
+    def text(self, template: str, path: Path, *, plain: bool) -> str | _Mark:
         del plain
         names = self.sandbox.roots(template)
         if names is None:
-            raise _error(path, "its template is not valid Jinja")
+            raise template_error(path, "its template is not valid Jinja")
         self.names |= names & CONTEXT_NAMES
         if VARIABLES_NAME in names:
             try:
                 self.variables |= self.sandbox.variable_names(template)
             except TemplateFailure as error:
-                raise _error(path, str(error)) from error
+                raise template_error(path, str(error)) from error
         return _Mark.PENDING
 
-    def variable(self, name: str, path: _Path) -> Any:
+    def variable(self, name: str, path: Path) -> Any:
         del path
         self.variables.add(name)
         return _Mark.PENDING
@@ -186,20 +160,22 @@ class _Renderer:
     context: Mapping[str, Any]
     variables: Mapping[str, Any]
 
-    def text(self, template: str, path: _Path, *, plain: bool) -> str | _Mark:
+    def text(self, template: str, path: Path, *, plain: bool) -> str | _Mark:
         absent = ((self.sandbox.roots(template) or frozenset()) & CONTEXT_NAMES) - self.context.keys()
         if absent:
-            raise _error(path, f"it names {', '.join(sorted(absent))}, which cannot be known for this run")
+            raise template_error(
+                path, f"it names {', '.join(sorted(absent))}, which cannot be known for this run"
+            )
         try:
             text = self.sandbox.render(template, self.context, sole_must_exist=plain)
         except TemplateFailure as error:
-            raise _error(path, str(error)) from error
-        _refuse_references(text, path)
+            raise template_error(path, str(error)) from error
+        refuse_references(text, path)
         return text
 
-    def variable(self, name: str, path: _Path) -> Any:
+    def variable(self, name: str, path: Path) -> Any:
         if name not in self.variables:
-            raise _error(path, f"there is no variable {name!r} on the server")
+            raise template_error(path, f"there is no variable {name!r} on the server")
         return self.variables[name]
 
 
@@ -209,7 +185,7 @@ class _Hydrator:
 
     visitor: _Collector | _Renderer
 
-    def hydrate(self, value: Any, path: _Path, *, in_form: bool = False) -> Any:
+    def hydrate(self, value: Any, path: Path, *, in_form: bool = False) -> Any:
         """The value with its templates replaced; inside a form plain strings are literal, as on the server."""
         match value:
             case dict():
@@ -229,11 +205,11 @@ class _Hydrator:
             case _:
                 return value
 
-    def _form(self, form: dict[str, Any], path: _Path) -> Any:
+    def _form(self, form: dict[str, Any], path: Path) -> Any:
         match form[KIND]:
             case "none":
                 if "value" not in form:
-                    raise _error(path, f"its {KIND} form has no 'value'")
+                    raise template_error(path, f"its {KIND} form has no 'value'")
                 return self.hydrate(form["value"], path, in_form=True)
             case "json":
                 return self._json(form, path)
@@ -244,10 +220,10 @@ class _Hydrator:
             case _:
                 return form.get("value")
 
-    def _inner(self, value: Any, path: _Path) -> Any:
+    def _inner(self, value: Any, path: Path) -> Any:
         return self.hydrate(value, path, in_form=True) if isinstance(value, dict) else value
 
-    def _json(self, form: dict[str, Any], path: _Path) -> Any:
+    def _json(self, form: dict[str, Any], path: Path) -> Any:
         if "value" not in form:
             return _Mark.REMOVED
         inner = self._inner(form["value"], path)
@@ -255,33 +231,29 @@ class _Hydrator:
             return inner
         try:
             value = json.loads(inner)
-        except ValueError as error:
-            raise _error(path, f"it does not give valid JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise template_error(path, f"it does not give valid JSON: {error}") from error
         if _renders_jinja(form["value"]):
-            _refuse_references(value, path)
+            refuse_references(value, path)
         return value
 
-    def _jinja(self, form: dict[str, Any], path: _Path) -> Any:
+    def _jinja(self, form: dict[str, Any], path: Path) -> Any:
         if "template" not in form:
-            raise _error(path, f"its {KIND} form has no 'template'")
-        match self._inner(form["template"], path):
-            case _Mark() as mark:
-                return mark
-            case str() as template:
-                return self.visitor.text(template, path, plain=False)
-            case _:
-                raise _error(path, "the 'template' of its form is not text")
+            raise template_error(path, f"its {KIND} form has no 'template'")
+        template = self._text_of(form, "template", path)
+        return self.visitor.text(template, path, plain=False) if isinstance(template, str) else template
 
-    def _variable(self, form: dict[str, Any], path: _Path) -> Any:
+    def _variable(self, form: dict[str, Any], path: Path) -> Any:
         if "variable_name" not in form:
             return _Mark.REMOVED
-        match self._inner(form["variable_name"], path):
-            case _Mark() as mark:
-                return mark
-            case str() as name:
-                return self.visitor.variable(name, path)
-            case _:
-                raise _error(path, "the 'variable_name' of its form is not text")
+        name = self._text_of(form, "variable_name", path)
+        return self.visitor.variable(name, path) if isinstance(name, str) else name
+
+    def _text_of(self, form: dict[str, Any], key: str, path: Path) -> str | _Mark:
+        value = self._inner(form[key], path)
+        if isinstance(value, (str, _Mark)):
+            return value
+        raise template_error(path, f"the {key!r} of its form is not text")
 
 
 def _renders_jinja(value: Any) -> bool:
@@ -289,28 +261,3 @@ def _renders_jinja(value: Any) -> bool:
         return False
     form = cast("dict[str, Any]", value)
     return form.get(KIND) == "jinja" or any(_renders_jinja(inner) for inner in form.values())
-
-
-def _refuse_references(value: Any, path: _Path) -> None:
-    """Refuse rendered data that layering would resolve: whoever emits an event must not read blocks by it."""
-    match value:
-        case str():
-            if _REFERENCE.search(value):
-                raise _error(
-                    path,
-                    "the event's data puts a placeholder in double braces into it, which would be resolved as "
-                    "a block, variable or environment reference; pass such data as a flow parameter instead",
-                )
-        case dict():
-            for key, item in cast("dict[str, Any]", value).items():
-                if key == "$ref":
-                    raise _error(
-                        path, "the event's data puts a '$ref' into it, which could resolve to a block"
-                    )
-                _refuse_references(key, path)
-                _refuse_references(item, path)
-        case list():
-            for item in cast("list[Any]", value):
-                _refuse_references(item, path)
-        case _:
-            pass

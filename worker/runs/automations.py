@@ -14,9 +14,9 @@ from uuid import UUID
 from worker.api.errors import NotFound
 from worker.api.models import FlowRun, ServerEvent
 from worker.runs.automation_context import Action, action_of, template_context
+from worker.runs.automation_errors import AutomationTemplateError
 from worker.runs.automation_templates import (
     VARIABLES_NAME,
-    AutomationTemplateError,
     References,
     needs_rendering,
     references,

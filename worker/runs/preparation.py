@@ -17,6 +17,7 @@ from worker.api.errors import ApiError, NotFound
 from worker.api.models import Deployment, Flow, FlowRun, WorkPool
 from worker.processes.launcher import LaunchSpec
 from worker.runs import automations
+from worker.runs.api_references import ApiReferences
 from worker.runs.job_variables import (
     Inputs,
     JobConfiguration,
@@ -24,7 +25,6 @@ from worker.runs.job_variables import (
     JobVariablesMode,
     resolve,
 )
-from worker.runs.api_references import ApiReferences
 from worker.runs.launch_spec import (
     CommandError,
     ControlAddress,

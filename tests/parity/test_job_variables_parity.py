@@ -1,0 +1,227 @@
+"""Stock mode beside Prefect's own ProcessJobConfiguration, on the worked cases and on random input.
+
+Prefect runs in this process with a stub for its API client. Two things of it are patched: what it
+has resolved is captured before it adds the worker's environment, and the placeholders of one text
+are walked in the order they appear, where Prefect walks a set, in an order that changes with the
+hash seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+
+from tests.support.job_variable_inputs import Case, cases
+from worker.explain import FileReferences
+from worker.runs.base_job_template import DEFAULT_BASE_JOB_TEMPLATE
+from worker.runs.job_variables import Inputs, JobVariablesError, JobVariablesMode, resolve
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+PREFECT_VERSION: Final = "3.8.8"
+CASES: Final = json.loads(
+    (Path(__file__).parent.parent / "conformance" / "job_variable_cases.json").read_text(encoding="utf-8")
+)
+CONTEXT: Final[dict[str, Any]] = CASES["context"]
+EXAMPLES: Final = os.environ.get("HEADRACE_PARITY_EXAMPLES")
+"""How many random inputs to try, always new ones; unset: 300, the same every time."""
+
+Result = tuple[str, ...]
+"""What both sides are compared by: text, so that 1, 1.0 and True differ and the order of keys counts."""
+
+
+def _api_object(key: str) -> SimpleNamespace:
+    fields = CONTEXT[key]
+
+    def model_dump(*, mode: str) -> dict[str, Any]:
+        assert mode == "json"
+        return fields
+
+    return SimpleNamespace(**fields, model_dump=model_dump)
+
+
+class StubClient:
+    """What Prefect's configuration asks of its API client."""
+
+    def __init__(self, case: Case, not_found: Callable[..., Exception]) -> None:
+        self._case = case
+        self._not_found = not_found
+
+    async def read_flow(self, _: str) -> Any:
+        return _api_object("flow")
+
+    async def read_block_document_by_name(self, *, name: str, block_type_slug: str) -> Any:
+        return self._document(self._case.blocks, f"{block_type_slug}/{name}")
+
+    async def read_block_document(self, document_id: Any) -> Any:
+        return self._document(self._case.blocks_by_id, str(document_id))
+
+    def _document(self, documents: Mapping[str, dict[str, Any]], key: str) -> Any:
+        if key not in documents:
+            raise self._not_found(http_exc=LookupError(key))
+        return SimpleNamespace(data=copy.deepcopy(documents[key]))
+
+    async def read_variable_by_name(self, *, name: str) -> Any:
+        if name not in self._case.variables:
+            return None
+        return SimpleNamespace(value=copy.deepcopy(self._case.variables[name]))
+
+
+class Stock:
+    """Prefect's own resolver."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            process: Any = importlib.import_module("prefect.workers.process")
+            templating: Any = importlib.import_module("prefect.utilities.templating")
+            exceptions: Any = importlib.import_module("prefect.exceptions")
+            self.version: str = importlib.import_module("prefect").__version__
+        self._configuration: Any = process.ProcessJobConfiguration
+        self._not_found: Callable[..., Exception] = exceptions.ObjectNotFound
+        self.default_template: dict[str, Any] = process.ProcessWorker.get_default_base_job_template()
+        self._captured: list[dict[str, Any]] = []
+        prepare: Callable[..., None] = self._configuration.prepare_for_flow_run
+
+        def captured_prepare(configuration: Any, *arguments: Any, **keywords: Any) -> None:
+            before = {field: getattr(configuration, field) for field in ("command", "env", "labels")}
+            prepare(configuration, *arguments, **keywords)
+            self._captured.append(before)
+
+        def in_order(template: Any) -> Any:
+            return list(
+                dict.fromkeys(sorted(find(template), key=lambda found: template.index(found.full_match)))
+            )
+
+        find: Callable[[Any], Any] = templating.find_placeholders
+        monkeypatch.setattr(self._configuration, "prepare_for_flow_run", captured_prepare)
+        monkeypatch.setattr(templating, "find_placeholders", in_order)
+
+    async def resolve(self, case: Case) -> Result:
+        flow_run = _api_object("flow_run")
+        flow_run.job_variables = copy.deepcopy(case.flow_run)
+        deployment = SimpleNamespace(
+            **CONTEXT["deployment"], job_variables=copy.deepcopy(case.deployment), updated=None
+        )
+        pool = SimpleNamespace(
+            **CONTEXT["work_pool"],
+            base_job_template=copy.deepcopy(case.template) or copy.deepcopy(self.default_template),
+        )
+        self._captured.clear()
+        try:
+            configuration = await self._configuration.resolve_for_flow_run(
+                flow_run,
+                client=StubClient(case, self._not_found),
+                work_pool=pool,
+                worker_name="w-1",
+                deployment=deployment,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever Prefect raises is the answer
+            assert not self._captured
+            return ("error", type(error).__name__, "build")
+        directory = configuration.working_dir
+        return _comparable(
+            **self._captured[-1],
+            name=configuration.name,
+            stream_output=configuration.stream_output,
+            working_dir=None if directory is None else str(directory),
+        )
+
+
+async def _ours(case: Case, mode: JobVariablesMode = JobVariablesMode.STOCK) -> Result:
+    inputs = Inputs(
+        base_job_template=case.template,
+        deployment_job_variables=case.deployment,
+        flow_run_job_variables=case.flow_run,
+        process_env=CONTEXT["process_env"],
+        context={"flow": CONTEXT["flow"], "flow_run": CONTEXT["flow_run"]},
+    )
+    references = FileReferences(blocks=case.blocks, blocks_by_id=case.blocks_by_id, variables=case.variables)
+    untouched = repr((inputs, references))
+    try:
+        job = await resolve(inputs, references, mode)
+    except JobVariablesError as error:
+        return ("error", error.type, error.stage)
+    finally:
+        assert repr((inputs, references)) == untouched
+    return _comparable(
+        command=job.command,
+        env=job.env,
+        labels=job.labels,
+        name=job.name,
+        stream_output=job.stream_output,
+        working_dir=job.working_dir,
+    )
+
+
+def _comparable(**fields: Any) -> Result:
+    return tuple(f"{field}={fields[field]!r}" for field in sorted(fields))
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect-home")))
+        monkeypatch.setenv("LEAN_ENV_PROBE", CONTEXT["process_env"]["LEAN_ENV_PROBE"])
+        monkeypatch.delenv("LEAN_ENV_MISSING", raising=False)
+        yield Stock(monkeypatch)
+
+
+def test_the_cases_hold_for_the_installed_prefect(stock: Stock) -> None:
+    assert stock.version == PREFECT_VERSION == CASES["prefect_version"]
+
+
+@pytest.mark.parametrize("case", CASES["cases"], ids=lambda case: case["name"])
+def test_worked_cases(stock: Stock, case: dict[str, Any]) -> None:
+    inputs = Case(
+        template=case["base_job_template"],
+        deployment=case["deployment_job_variables"],
+        flow_run=case["flow_run_job_variables"],
+        blocks=case["blocks"],
+        blocks_by_id=case["blocks_by_id"],
+        variables=case["variables"],
+    )
+    theirs = anyio.run(stock.resolve, inputs)
+    if "expected" in case:
+        assert theirs == _comparable(**case["expected"])
+    else:
+        assert theirs == ("error", case["expected_error"]["type"], case["expected_error"]["stage"])
+    assert anyio.run(_ours, inputs) == theirs
+
+
+def test_the_default_template_is_prefects_but_for_the_descriptions(stock: Stock) -> None:
+    def bare(template: dict[str, Any]) -> dict[str, Any]:
+        template = copy.deepcopy(template)
+        for attributes in template["variables"]["properties"].values():
+            del attributes["description"]
+        return template
+
+    assert bare(DEFAULT_BASE_JOB_TEMPLATE) == bare(stock.default_template)
+
+
+@settings(
+    max_examples=int(EXAMPLES or 300),
+    derandomize=EXAMPLES is None,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(case=cases)
+def test_random_input(stock: Stock, case: Case) -> None:
+    async def both() -> tuple[Result, Result]:
+        return await _ours(case), await stock.resolve(case)
+
+    ours, theirs = anyio.run(both)
+    event("refused" if theirs[0] == "error" else "resolved")
+    assert ours == theirs
