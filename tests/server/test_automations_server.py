@@ -18,7 +18,8 @@ from tests.support.fake_prefect import api_settings
 from tests.support.server import PrefectServer
 from tests.support.wait import wait_for
 from worker.api.client import PrefectClient
-from worker.api.models import FlowRun, ServerEvent
+from worker.api.models import FlowRun
+from worker.api.records import ServerEvent
 from worker.runs.automations import (
     CREATED_BY,
     EVENT_WAIT,

@@ -33,7 +33,8 @@ from worker.api.errors import (
     Unauthorized,
     Unreachable,
 )
-from worker.api.models import LogRecord, SetStateStatus, StateType, WorkerEvent
+from worker.api.models import SetStateStatus, StateType
+from worker.api.records import LogRecord, WorkerEvent
 
 pytestmark = pytest.mark.anyio
 

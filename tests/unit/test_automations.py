@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from worker.api.errors import NotFound
-from worker.api.models import FlowRun, ServerEvent
+from worker.api.models import FlowRun
+from worker.api.records import ServerEvent
 from worker.runs.automation_context import api_object
 from worker.runs.automation_objects import EnumText, Labels, Record, event_object
 from worker.runs.automation_templates import CONTEXT_NAMES, references, render

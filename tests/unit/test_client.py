@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from tests.support.fake_prefect import api_settings
 from worker.api.client import PrefectClient
 from worker.api.errors import InvalidRequest, NotAnApi, NotFound, Unauthorized
-from worker.api.models import LogRecord, StateType, WorkerEvent
+from worker.api.models import StateType
+from worker.api.records import LogRecord, WorkerEvent
 
 pytestmark = pytest.mark.anyio
 

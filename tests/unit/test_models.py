@@ -8,15 +8,14 @@ from pydantic import ValidationError
 from worker.api.models import (
     Deployment,
     FlowRun,
-    LogRecord,
     SetStateAnswer,
     SetStateStatus,
     State,
     StateType,
-    WorkerEvent,
     WorkPool,
     read_each,
 )
+from worker.api.records import LogRecord, WorkerEvent
 
 ID = UUID("6c5b9a0e-2a8b-4a37-9f25-1d4a6f0f9f31")
 OTHER = UUID("0e0a1b62-6a9c-4f6e-8f5d-7f0f6f9f3c11")

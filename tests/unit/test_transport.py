@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from tests.support.fake_prefect import api_settings
 from worker import __version__
+from worker.api.connection import base_url, path, request_headers, tls_context
 from worker.api.errors import (
     ApiError,
     Conflict,
@@ -33,7 +34,7 @@ from worker.api.errors import (
     explain,
     retry_after,
 )
-from worker.api.transport import Patience, Transport, base_url, path, request_headers, tls_context
+from worker.api.transport import Patience, Transport
 from worker.settings import ApiSettings
 
 pytestmark = pytest.mark.anyio

@@ -1,13 +1,12 @@
 """The server's objects, as far as this program uses them.
 
-Owns the reading of JSON into typed, frozen values and the shape of what is written. It is tolerant
-by design: fields that are absent or null on older servers (PROTOCOL 9) take their default, unknown
-fields are ignored, and `raw` keeps the object as received for those who template over it. It does
-not know how objects are fetched.
+Owns the reading of JSON into typed, frozen values. It is tolerant by design: fields that are absent or
+null on older servers (PROTOCOL 9) take their default, unknown fields are ignored, and `raw` keeps the
+object as received for those who template over it. It does not know how objects are fetched; logs and
+events are `records.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self, TypeVar, cast
@@ -235,68 +234,6 @@ class _SetStateBody(ServerModel):
     status: SetStateStatus
     state: State | None = None
     details: _SetStateDetails = Field(default_factory=_SetStateDetails)
-
-
-class ServerEvent(ServerModel):
-    """An event the server has persisted."""
-
-    id: UUID
-    event: str
-    occurred: Timestamp
-    resource: dict[str, Any] = Field(default_factory=dict)
-    related: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
-    payload: dict[str, Any] = Field(default_factory=dict, repr=False)
-    follows: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogRecord:
-    """One line of a run's log; `level` as in the logging module, `timestamp` aware."""
-
-    name: str
-    level: int
-    message: str
-    timestamp: datetime
-    flow_run_id: UUID | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The body; no other key, `worker_id` alone makes a server refuse the batch (PROTOCOL 2.9)."""
-        body: dict[str, Any] = {
-            "name": self.name,
-            "level": self.level,
-            "message": self.message,
-            "timestamp": self.timestamp.isoformat(),
-        }
-        if self.flow_run_id is not None:
-            body["flow_run_id"] = str(self.flow_run_id)
-        return body
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerEvent:
-    """An event to emit; `resource` needs the key `prefect.resource.id` (PROTOCOL 2.10)."""
-
-    id: UUID
-    occurred: datetime
-    event: str
-    resource: Mapping[str, str]
-    related: Sequence[Mapping[str, str]] = ()
-    payload: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    follows: UUID | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The body of this event."""
-        body: dict[str, Any] = {
-            "id": str(self.id),
-            "occurred": self.occurred.isoformat(),
-            "event": self.event,
-            "resource": dict(self.resource),
-            "related": [dict(resource) for resource in self.related],
-            "payload": dict(self.payload),
-        }
-        if self.follows is not None:
-            body["follows"] = str(self.follows)
-        return body
 
 
 M = TypeVar("M", bound=ServerModel)

@@ -1,7 +1,7 @@
 """Reading the process table: who runs, whose child, in which session, since when, with which marker.
 
-Owns: /proc on Linux (proc(5)), psutil elsewhere, behind the same values. Does not own: which processes belong together,
-and signalling them (`tree`).
+Owns: /proc on Linux (proc(5)), and asking `process_table_psutil` elsewhere. Does not own: which processes belong
+together, and signalling them (`tree`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-import psutil
 
 
 class Identity(NamedTuple):
@@ -52,7 +50,9 @@ class ProcessInfo:
 def read_process(pid: int) -> ProcessInfo | None:
     """The process with this pid now, or None."""
     if sys.platform != "linux":
-        return read_with_psutil(pid)
+        from worker.processes import process_table_psutil  # noqa: PLC0415 - Linux does without psutil
+
+        return process_table_psutil.read_process(pid)
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -73,41 +73,24 @@ def _parse_stat(pid: int, stat: bytes) -> ProcessInfo:
     )
 
 
-def read_with_psutil(pid: int) -> ProcessInfo | None:
-    """The same where there is no /proc. Its start times are of another kind and not to be mixed."""
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            return ProcessInfo(
-                pid=pid,
-                ppid=process.ppid(),
-                session=os.getsid(pid),
-                start_time=process.create_time(),
-                dead=process.status() == psutil.STATUS_ZOMBIE,
-            )
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return None
-    except (psutil.AccessDenied, PermissionError):
-        return None  # another user's process on a system that hides them: none of ours
-
-
 def snapshot() -> dict[int, ProcessInfo]:
     """The process table, by pid. Processes that end while it is read may be missing."""
     if sys.platform == "linux":
         with os.scandir("/proc") as entries:
             pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
     else:
-        pids = psutil.pids()
+        from worker.processes import process_table_psutil  # noqa: PLC0415 - same
+
+        pids = process_table_psutil.pids()
     return {pid: info for pid in pids if (info := read_process(pid)) is not None}
 
 
 def carries(pid: int, marker: Marker) -> bool:
     """Whether the process was started with this variable in its environment; False where that cannot be read."""
     if sys.platform != "linux":
-        try:
-            return psutil.Process(pid).environ().get(marker.name) == marker.value
-        except (psutil.Error, OSError):
-            return False
+        from worker.processes import process_table_psutil  # noqa: PLC0415 - same
+
+        return process_table_psutil.carries(pid, marker)
     try:
         environ = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import Any, Protocol, cast
 from uuid import UUID
 
-from worker.api.models import FlowRun, ServerEvent
+from worker.api.models import FlowRun
+from worker.api.records import ServerEvent
 from worker.runs.automation_errors import AutomationTemplateError
 from worker.runs.automation_objects import EnumText, Json, Labels, Record, event_object, moment
 from worker.runs.automation_templates import OBJECT_NAMES, VARIABLES_NAME

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from worker.api.errors import NotFound
-from worker.api.models import FlowRun, ServerEvent
+from worker.api.models import FlowRun
+from worker.api.records import ServerEvent
 from worker.runs.automation_context import Action, action_of, template_context
 from worker.runs.automation_errors import AutomationTemplateError
 from worker.runs.automation_templates import (

@@ -18,7 +18,7 @@ import structlog
 
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError
-from worker.api.models import LogRecord, WorkerEvent
+from worker.api.records import LogRecord, WorkerEvent
 
 LOGGER_NAME = "prefect.flow_runs.worker"
 _QUEUE_LIMIT = 10_000
