@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.processes import Launches, not_a_subreaper_afterwards
 from tests.support.wait import wait_until
+from worker.processes import process_table_psutil
 from worker.processes.process import ProcessHandle
 from worker.processes.process_table import (
     Identity,
@@ -20,7 +21,6 @@ from worker.processes.process_table import (
     ProcessInfo,
     carries,
     read_process,
-    read_with_psutil,
     snapshot,
 )
 from worker.processes.tree import (
@@ -237,6 +237,7 @@ import anyio, os, subprocess, sys
 from pathlib import Path
 from worker.processes.launcher import Launcher, LaunchSpec
 from worker.processes.process_table import snapshot
+from worker.processes import process_table_psutil
 from worker.processes.process import ProcessHandle
 from worker.processes.tree import OrphanReaper
 
@@ -377,7 +378,7 @@ def test_membership(found: set[int], expected: set[int]) -> None:
 
 
 def test_both_ways_to_read_the_process_table_agree() -> None:
-    mine, other = read_process(os.getpid()), read_with_psutil(os.getpid())
+    mine, other = read_process(os.getpid()), process_table_psutil.read_process(os.getpid())
     assert mine is not None
     assert other is not None
     assert (mine.pid, mine.ppid, mine.session, mine.dead) == (
@@ -388,19 +389,22 @@ def test_both_ways_to_read_the_process_table_agree() -> None:
     )
     assert mine.ppid == os.getppid()
     assert mine.session == os.getsid(0)
+    assert os.getpid() in process_table_psutil.pids()
 
 
 def test_nobody_in_the_process_table() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     assert read_process(process.pid) is None
-    assert read_with_psutil(process.pid) is None
+    assert process_table_psutil.read_process(process.pid) is None
     assert not carries(process.pid, Marker("A", "b"))
 
 
 async def test_a_marker_is_matched_whole(launches: Launches) -> None:
     handle = launches("sleep", "600", env={"MARK": "value"})
     assert carries(handle.pid, Marker("MARK", "value"))
+    assert process_table_psutil.carries(handle.pid, Marker("MARK", "value"))
+    assert not process_table_psutil.carries(handle.pid, Marker("MARK", "valu"))
     assert not carries(handle.pid, Marker("MARK", "valu"))
     assert not carries(handle.pid, Marker("ARK", "value"))
     await handle.kill_tree()

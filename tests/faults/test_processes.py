@@ -68,8 +68,8 @@ async def test_memory_that_was_used(launches: Launches) -> None:
 
 
 async def test_several_wait_and_a_cancelled_one_disturbs_none(launches: Launches) -> None:
-    handle = launches.shell("read -r _ < gate; exit 3")
     os.mkfifo(launches.directory / "gate")
+    handle = launches.shell("read -r _ < gate; exit 3")
     exits: list[Exit] = []
 
     async def wait() -> None:

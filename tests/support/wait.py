@@ -20,7 +20,7 @@ POLL_INTERVAL = 0.05
 async def wait_until(
     predicate: Callable[[], Found | Awaitable[Found | None] | None],
     *,
-    timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109 - the message below is the point of owning the timeout
+    timeout: float = DEFAULT_TIMEOUT,
     description: str,
 ) -> Found:
     """Poll `predicate` (sync or async) until its answer is truthy, and return that answer.

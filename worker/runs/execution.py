@@ -18,7 +18,7 @@ from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.launcher import LaunchError
-from worker.runs.launch_spec import FLOW_RUN_ID, ControlAddress
+from worker.runs.launch_spec import ControlAddress
 from worker.runs.outbox import RunLog
 from worker.runs.preparation import DeploymentGone, Prepared, Unpreparable, submission_failure
 from worker.runs.reports import BEFORE_START, Reports
@@ -128,9 +128,7 @@ class Execution:
             return None
         output = directory / "output"
         try:
-            handle = self._services.launcher.launch(
-                prepared.spec, output=output, marker=(FLOW_RUN_ID, str(self._flow_run.id))
-            )
+            handle = self._services.launcher.launch(prepared.spec, output=output)
         except LaunchError as error:
             await self._reports.not_started(submission_failure(error))
             return None
