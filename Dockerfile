@@ -3,17 +3,21 @@
 ARG BASE_IMAGE=python:3.13-slim
 
 FROM ${BASE_IMAGE} AS build
-# Without an extra the image holds the daemon alone, for flows that bring their own interpreter (`--python`).
+# EXTRAS="" leaves Prefect out: the daemon alone, for flows that bring their own interpreter (`--python`).
 ARG EXTRAS=prefect
 WORKDIR /src
 COPY pyproject.toml README.md constraints.txt ./
 COPY worker worker
-# pip compiles what it installs: the user who runs it later cannot write there, and every flow run would compile anew.
 # Both secrets are optional: pip's configuration, and a certificate bundle for it to name.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=pip_ca,target=/run/secrets/pip_ca,required=false \
     python3 -m venv /opt/headrace \
-    && /opt/headrace/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[${EXTRAS}]"
+    && /opt/headrace/bin/pip install --no-cache-dir --no-compile --disable-pip-version-check \
+        -c constraints.txt ".${EXTRAS:+[$EXTRAS]}"
+# Compiled here, for good: the user who runs it cannot write there, so each flow run would compile anew. Image layers keep
+# times in whole seconds, so the sources get such a time first, or Python would take the compiled files for stale.
+RUN find /opt/headrace -name '*.py' -exec touch --date="@$(date +%s)" {} + \
+    && /opt/headrace/bin/python -m compileall -q /opt/headrace/lib
 
 FROM ${BASE_IMAGE}
 # What the flows need of the system, for example APT_PACKAGES="git" for git_clone pull steps.

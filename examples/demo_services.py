@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Service:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    good_exits: tuple[int, ...]
 
     def check(self) -> None:
         """Raises DemoError, with the end of the log, when the process is gone."""
@@ -40,7 +42,7 @@ class Service:
             raise DemoError(f"{self.name} ended with exit code {self.process.returncode}. {tail(self.log)}")
 
     def stop(self) -> bool:
-        """End the process and whatever it started. Whether it ended as asked, with exit code 0."""
+        """End the process and whatever it started. Whether it ended as it does when all is well."""
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -55,10 +57,18 @@ class Service:
                 continue
         for left in psutil.wait_procs(children, timeout=1)[1]:
             left.kill()
-        return self.process.returncode == 0
+        return self.process.returncode in self.good_exits
 
 
-def start(name: str, argv: Sequence[str], *, environment: Mapping[str, str], directory: Path, log: Path) -> Service:
+def start(
+    name: str,
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    directory: Path,
+    log: Path,
+    good_exits: tuple[int, ...] = (0,),
+) -> Service:
     """Start a process in its own session, its output in `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -70,33 +80,40 @@ def start(name: str, argv: Sequence[str], *, environment: Mapping[str, str], dir
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return Service(name=name, process=process, log=log)
+    return Service(name=name, process=process, log=log, good_exits=good_exits)
 
 
 @contextmanager
-def stopped_afterwards(service: Service, *, keep: Callable[[], bool]) -> Iterator[Service]:
+def stopped_afterwards(service: Service, *, keep: bool) -> Generator[Service]:
     """Lend the service; stop it at the end whatever happened, unless all went well and it is to be kept."""
     try:
         yield service
     except BaseException:
+        # From here on nothing interrupts the stopping: what was started must not outlive the demo.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        print(f"stopping {service.name}", file=sys.stderr, flush=True)
         service.stop()
         raise
-    if not keep() and not service.stop():
-        raise DemoError(f"{service.name} stopped with exit code {service.process.returncode}. {tail(service.log)}")
+    if not keep and not service.stop():
+        raise DemoError(
+            f"{service.name} stopped with exit code {service.process.returncode}. {tail(service.log)}"
+        )
 
 
 def run(argv: Sequence[str], *, environment: Mapping[str, str], directory: Path, log: Path) -> str:
     """Run a command to its end and give what it printed; raises DemoError when it fails."""
-    result = subprocess.run(
-        argv,
-        env=environment,
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=log.open("wb"),
-        text=True,
-        check=False,
-    )
+    with log.open("wb") as errors:
+        result = subprocess.run(
+            argv,
+            env=environment,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            check=False,
+        )
     with log.open("a") as output:
         output.write(result.stdout)
     if result.returncode:
@@ -111,7 +128,9 @@ def tail(log: Path) -> str:
     return "\n".join([f"The end of {log}:", *(f"    {line}" for line in lines)])
 
 
-def wait_until(condition: Callable[[], bool], *, what: str, seconds: float, services: Sequence[Service]) -> None:
+def wait_until(
+    condition: Callable[[], bool], *, what: str, seconds: float, services: Sequence[Service]
+) -> None:
     """Wait until `condition` holds. Raises DemoError when it takes too long, or one of the services is gone."""
     deadline = time.monotonic() + seconds
     while not condition():
