@@ -1,7 +1,7 @@
 """`headrace explain --input FILE`: job variables resolved from a file, with where each value comes from.
 
-Owns the file's shape, the references it carries, and the two forms of output. It deliberately
-needs no server and no prefect, and leaves every rule of resolving to `worker.runs.job_variables`.
+Owns the two forms of output and the exit code. It deliberately needs no server and no prefect, and leaves
+the file's shape to `worker.explain_input` and every rule of resolving to `worker.runs.job_variables`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TextIO
 
 import anyio
 
+from worker.explain_input import Entry, InputError, Unreadable, one_line, read_items
 from worker.runs.job_variables import (
-    Inputs,
     JobConfiguration,
     JobVariablesError,
     JobVariablesMode,
     Layer,
     Provenance,
-    ReferenceNotFound,
     resolve,
 )
-from worker.runs.job_variables_error import json_type
-from worker.runs.placeholders import is_list, is_object
 
 EXIT_OK: Final = 0
 EXIT_UNRESOLVED: Final = 1
@@ -36,46 +31,6 @@ EXIT_UNREADABLE: Final = 2
 _SECRET_NAME: Final = re.compile(
     r"pass(word|wd|phrase)|secret|token|credential|api_?key|private_?key", re.IGNORECASE
 )
-
-
-class InputError(Exception):
-    """The file is not what `explain` reads; the text names the place and what belongs there."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileReferences:
-    """The blocks and variables that one object of the file carries."""
-
-    blocks: Mapping[str, dict[str, Any]]
-    blocks_by_id: Mapping[str, dict[str, Any]]
-    variables: Mapping[str, Any]
-
-    async def block_document(self, *, type_slug: str, name: str) -> dict[str, Any]:
-        """Give `blocks["<type slug>/<name>"]`."""
-        return self._get(self.blocks, f"{type_slug}/{name}")
-
-    async def block_document_by_id(self, document_id: str) -> dict[str, Any]:
-        """Give `blocks_by_id["<id>"]`."""
-        return self._get(self.blocks_by_id, document_id)
-
-    async def variable(self, name: str) -> Any:
-        """Give `variables["<name>"]`."""
-        return self._get(self.variables, name)
-
-    @staticmethod
-    def _get(values: Mapping[str, Any], key: str) -> Any:
-        if key not in values:
-            raise ReferenceNotFound(key)
-        return values[key]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One object of the file, with what to call it."""
-
-    title: str
-    inputs: Inputs
-    references: FileReferences
 
 
 Outcome = JobConfiguration | JobVariablesError
@@ -93,16 +48,15 @@ def explain_file(
 ) -> int:
     """Resolve the object or the list of objects in the file at `path`, `-` being standard input.
 
-    Gives the exit code: 0; 1 when the file holds a single object that cannot be resolved; 2 when
-    the file cannot be read or has the wrong shape, with a sentence on `stderr`. In a list, what
-    cannot be resolved is part of the report. `environ` is the environment that `{{ $NAME }}` sees,
-    under the `process_env` of a context.
+    Gives the exit code: 0; 1 when the file holds a single object and that cannot be resolved; 2 when the
+    file cannot be read or holds no objects, with a sentence on `stderr`. A list is a report: what is wrong
+    with one object stands in its place. `environ` is the environment that `{{ $NAME }}` sees, under the
+    `process_env` of a context.
     """
     try:
-        document = _read(path, stdin or sys.stdin)
-        single, items = _items(document, environ)
+        single, items = read_items(path, environ=environ, stdin=stdin)
     except InputError as error:
-        print(f"{'standard input' if path == '-' else path}: {error}", file=stderr or sys.stderr)
+        print(error, file=stderr or sys.stderr)
         return EXIT_UNREADABLE
     outcomes = anyio.run(_resolve_all, items, mode)
     texts = [_rendered(outcome, _as_json if as_json else _as_table) for outcome in outcomes]
@@ -117,101 +71,17 @@ def explain_file(
     return EXIT_UNRESOLVED if failed else EXIT_OK
 
 
-async def _resolve_all(items: list[Item], mode: JobVariablesMode) -> list[Outcome]:
+async def _resolve_all(items: list[Entry], mode: JobVariablesMode) -> list[Outcome]:
     return [await _resolve_one(item, mode) for item in items]
 
 
-async def _resolve_one(item: Item, mode: JobVariablesMode) -> Outcome:
+async def _resolve_one(item: Entry, mode: JobVariablesMode) -> Outcome:
+    if isinstance(item, Unreadable):
+        return item.error
     try:
         return await resolve(item.inputs, item.references, mode)
     except JobVariablesError as error:
         return error
-
-
-# --- reading ---
-
-
-def _read(path: str, stdin: TextIO) -> Any:
-    try:
-        text = stdin.read() if path == "-" else Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text (byte {error.start})") from None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except ValueError:
-        raise InputError("is not usable JSON: a number has too many digits") from None
-    except RecursionError:
-        raise InputError("is not usable JSON: it is nested too deeply") from None
-
-
-def _items(document: Any, environ: Mapping[str, str]) -> tuple[bool, list[Item]]:
-    context: Any = None
-    if is_object(document) and "cases" in document:
-        context, document = document.get("context"), document["cases"]
-        if not is_list(document):
-            raise InputError(f"cases must be a list, got {json_type(document)}")
-    if is_list(document):
-        return False, [
-            _item(entry, f"item {number}: ", context, environ)
-            for number, entry in enumerate(document, start=1)
-        ]
-    return True, [_item(document, "", None, environ)]
-
-
-def _item(entry: Any, place: str, context: Any, environ: Mapping[str, str]) -> Item:
-    if not is_object(entry):
-        raise InputError(
-            f"{place}there must be an object with a base_job_template here, got {json_type(entry)}"
-        )
-    own = _object(entry, "context", place) if entry.get("context") is not None else context
-    scope = _object({"context": own}, "context", place)
-    process_env = _object(scope, "process_env", f"{place}context: ")
-    for name, value in process_env.items():
-        if not isinstance(value, str):
-            raise InputError(f"{place}context: process_env.{name} must be a string, got {json_type(value)}")
-    name = entry.get("name")
-    return Item(
-        f"{place.removesuffix(': ')}: {_one_line(name)}"
-        if isinstance(name, str)
-        else place.removesuffix(": "),
-        Inputs(
-            base_job_template=_object(entry, "base_job_template", place),
-            deployment_job_variables=_object(entry, "deployment_job_variables", place),
-            flow_run_job_variables=_object(entry, "flow_run_job_variables", place),
-            process_env={**environ, **process_env},
-            context={key: _object(scope, key, f"{place}context: ") for key in ("flow", "flow_run")},
-        ),
-        FileReferences(
-            blocks=_documents(entry, "blocks", place),
-            blocks_by_id=_documents(entry, "blocks_by_id", place),
-            variables=_object(entry, "variables", place),
-        ),
-    )
-
-
-def _object(values: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
-    """Give the object under `key`; one that is absent or null is empty."""
-    value = values.get(key)
-    if value is None:
-        return {}
-    if not is_object(value):
-        raise InputError(f"{place}{key} must be an object, got {json_type(value)}")
-    return value
-
-
-def _documents(entry: Mapping[str, Any], key: str, place: str) -> dict[str, Any]:
-    documents = _object(entry, key, place)
-    for name, data in documents.items():
-        if not is_object(data):
-            raise InputError(f"{place}{key}[{name!r}] must be an object, got {json_type(data)}")
-    return documents
-
-
-# --- writing ---
 
 
 def _rendered(outcome: Outcome, form: Callable[[Outcome], str]) -> str:
@@ -247,7 +117,7 @@ def _report(outcome: Outcome) -> dict[str, Any]:
 
 def _as_table(outcome: Outcome) -> str:
     if isinstance(outcome, JobVariablesError):
-        return _one_line(f"cannot be resolved: {outcome.type}: {outcome}")
+        return one_line(f"cannot be resolved: {outcome.type}: {outcome}")
     values: dict[str, Any] = {
         "command": outcome.command,
         "working_dir": outcome.working_dir,
@@ -268,11 +138,11 @@ def _as_table(outcome: Outcome) -> str:
 def _row(key: str, value: Any, provenance: Provenance) -> tuple[str, str, str, str, str]:
     layer = f"{provenance.layer} ({provenance.on})" if provenance.on else provenance.layer.value
     return (
-        _one_line(key),
+        one_line(key),
         _shown(key, value, provenance),
         layer,
         ", ".join(provenance.overrode) or "-",
-        _one_line(", ".join(provenance.filled_by) or "-"),
+        one_line(", ".join(provenance.filled_by) or "-"),
     )
 
 
@@ -285,11 +155,7 @@ def _shown(key: str, value: Any, provenance: Provenance) -> str:
     )
     if from_block or _SECRET_NAME.search(key):
         return "(hidden)"
-    return _one_line(str(value))
-
-
-def _one_line(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
+    return one_line(str(value))
 
 
 def _printable(text: str, stream: TextIO) -> str:

@@ -22,7 +22,7 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 
-from tests.support.job_variable_inputs import Case, cases
+from tests.support.job_variable_inputs import BLOCKS_BY_ID, DOTTED, NAMES, Case, cases
 from worker.explain import FileReferences
 from worker.runs.base_job_template import DEFAULT_BASE_JOB_TEMPLATE
 from worker.runs.job_variables import Inputs, JobVariablesError, JobVariablesMode, resolve
@@ -210,6 +210,52 @@ def test_the_default_template_is_prefects_but_for_the_descriptions(stock: Stock)
     assert bare(DEFAULT_BASE_JOB_TEMPLATE) == bare(stock.default_template)
 
 
+def _with(configuration: dict[str, Any], properties: Any = None) -> dict[str, Any]:
+    return {"job_configuration": configuration, "variables": {"properties": properties or {}}}
+
+
+STOCK_FIELDS: Final = DEFAULT_BASE_JOB_TEMPLATE["job_configuration"]
+NOT_A_PROPERTY: Final[tuple[Any, ...]] = (None, 5, True, 1.5, [], ["default"], "", "my default", {})
+STREAM_OUTPUT: Final[tuple[Any, ...]] = (
+    *(True, False, 0, 1, 2, -1, 10**30, 0.0, -0.0, 1.0, 0.5, float("nan"), None, [], {}),
+    *("yes", "YES", "y", "on", "t", "TRUE", "1", "no", "N", "oFF", "f", "0", "", " yes", "İ", "2"),
+)
+ENV_OF_THE_RUN: Final[tuple[Any, ...]] = (
+    *(None, 5, True, 1.5, "", "ab", "abc", [], ["ab"], [["k", "v"]], [["k"]], [[1, "v"]], [[None, None]]),
+    *([[["k"], "v"]], [5], [{"x": 1, "y": 2}], {}, {"$ref": {}}, {"$ref": None}, {"$ref": "x"}),
+)
+SHARP: Final[list[Case]] = [
+    *(Case(_with({"command": "x"}, {"a": odd}), {}, {}) for odd in NOT_A_PROPERTY),
+    *(Case({"job_configuration": odd, "variables": {}}, {}, {}) for odd in NOT_A_PROPERTY),
+    *(Case({"job_configuration": odd, "variables": {}}, {"env.A": 1, "env.A.B": 2}, {}) for odd in NOT_A_PROPERTY),
+    *(Case({"job_configuration": {}, "variables": odd}, {}, {}) for odd in NOT_A_PROPERTY),
+    *(Case({"job_configuration": {}, "variables": {"properties": odd}}, {}, {}) for odd in NOT_A_PROPERTY),
+    *(Case(_with({"env": {"A": "t"}}, {"env": {"default": odd}}), {}, {}) for odd in NOT_A_PROPERTY),
+    *(Case(_with({"env": {"A": "t"}}), {"env": odd}, {}) for odd in ENV_OF_THE_RUN),
+    *(Case({}, {"env": {"A": "d"}}, {"env": odd}) for odd in ENV_OF_THE_RUN),
+    *(Case({}, {"env": odd}, {"env": {"A": "r"}}) for odd in ENV_OF_THE_RUN),
+    *(Case({}, {"stream_output": odd}, {}) for odd in STREAM_OUTPUT),
+    *(Case({}, {field: odd}, {}) for field in STOCK_FIELDS for odd in (*NOT_A_PROPERTY, "\ud800", "a\0b", "//x/./y/")),
+    *(Case({}, {"labels": {"a": odd}}, {}) for odd in NOT_A_PROPERTY),
+    *(Case(_with({"command": f"{{{{ {name} }}}}", "name": f"<{{{{ {name} }}}}>"}), {"cfg": cfg}, {}) for name in NAMES
+      for cfg in ({"a": 1, "A": {"B": None}, "0": "zero", "é": 2}, ["x", [1]], "text", None)),
+    *(Case({}, {"command": f"{{{{ {name} }}}}", "env": {"A": f"<{{{{ {name} }}}}>"}}, {}) for name in NAMES),
+    *(Case({}, {"name": f"{{{{ {name} }}}}"}, {}) for name in NAMES),
+    *(Case({}, {"env": {"A": {"$ref": {"block_document_id": odd}}}}, {}) for odd in (*NOT_A_PROPERTY, *BLOCKS_BY_ID)),
+    *(Case({}, {one: "x"}, {other: {"a": 1}}) for one in DOTTED for other in DOTTED),
+    Case({"job_configuration": {"$ref": {"block_document_id": next(iter(BLOCKS_BY_ID))}}, "variables": {}}, {}, {}),
+]  # fmt: skip
+"""Inputs at the edge of each rule, so that no run of the tests depends on chance to meet them."""
+
+
+@pytest.mark.anyio
+@pytest.mark.timeout(600)  # thousands of resolutions, twice each
+async def test_sharp_input(stock: Stock) -> None:
+    for case in SHARP:
+        assert (case, await _ours(case)) == (case, await stock.resolve(case))
+
+
+@pytest.mark.timeout(600)  # hypothesis may need minutes to simplify a failure
 @settings(
     max_examples=int(EXAMPLES or 300),
     derandomize=EXAMPLES is None,

@@ -196,35 +196,51 @@ def test_any_text_can_be_printed_on_any_stream(tmp_path: Path) -> None:
         assert code == EXIT_OK
 
 
-SHAPES: list[tuple[Any, str]] = [
+NO_OBJECTS: list[tuple[Any, str]] = [
     ("", "is not JSON: Expecting value at line 1 column 1"),
     ('{"a": 1,\n}', "is not JSON: "),
     ("[" * 100_000, "is not usable JSON: it is nested too deeply"),
     ("1" * 5000, "is not usable JSON: a number has too many digits"),
-    ([{}, {}, {"base_job_template": []}], "item 3: base_job_template must be an object, got list"),
-    ({"base_job_template": "x"}, "base_job_template must be an object, got string"),
-    ({"deployment_job_variables": [1]}, "deployment_job_variables must be an object, got list"),
-    ({"flow_run_job_variables": 5}, "flow_run_job_variables must be an object, got number"),
-    ({"variables": True}, "variables must be an object, got boolean"),
-    ({"blocks": {"secret/tok": "x"}}, "blocks['secret/tok'] must be an object, got string"),
-    ([{"blocks_by_id": {"i": []}}], "item 1: blocks_by_id['i'] must be an object, got list"),
-    ({"context": "x"}, "context must be an object, got string"),
-    ({"context": {"flow_run": []}}, "context: flow_run must be an object, got list"),
-    ({"context": {"process_env": {"A": 1}}}, "context: process_env.A must be a string, got number"),
     ({"cases": {}}, "cases must be a list, got object"),
-    ([[]], "item 1: there must be an object with a base_job_template here, got list"),
-    ("null", "there must be an object with a base_job_template here, got null"),
+    ("null", "there must be an object or a list of objects in it, got null"),
+    ("3", "there must be an object or a list of objects in it, got number"),
 ]
 
 
-@pytest.mark.parametrize(("content", "sentence"), SHAPES)
-def test_a_file_of_another_shape_is_exit_2_and_one_sentence(write: Any, content: Any, sentence: str) -> None:
+@pytest.mark.parametrize(("content", "sentence"), NO_OBJECTS)
+def test_a_file_without_objects_is_exit_2_and_one_sentence(write: Any, content: Any, sentence: str) -> None:
     path = write(content)
     explained = Explained(path)
     assert explained.code == EXIT_UNREADABLE
     assert explained.out == ""
     assert explained.err.startswith(f"{path}: {sentence}")
-    assert explained.err.count("\n") == 1
+
+
+SHAPES: list[tuple[Any, str]] = [
+    ({"base_job_template": "x"}, "base_job_template must be an object, got string"),
+    ({"deployment_job_variables": [1]}, "deployment_job_variables must be an object, got list"),
+    ({"flow_run_job_variables": 5}, "flow_run_job_variables must be an object, got number"),
+    ({"variables": True}, "variables must be an object, got boolean"),
+    ({"blocks": {"secret/tok": "x"}}, "blocks['secret/tok'] must be an object, got string"),
+    ({"blocks_by_id": {"i": []}}, "blocks_by_id['i'] must be an object, got list"),
+    ({"context": "x"}, "context must be an object, got string"),
+    ({"context": {"flow_run": []}}, "context: flow_run must be an object, got list"),
+    ({"context": {"process_env": {"A": 1}}}, "context: process_env.A must be a string, got number"),
+]
+
+
+@pytest.mark.parametrize(("content", "sentence"), SHAPES)
+def test_a_wrong_shape_is_named_and_costs_the_others_nothing(write: Any, content: Any, sentence: str) -> None:
+    alone = Explained(write(content), as_json=True)
+    assert alone.code == EXIT_UNRESOLVED
+    assert alone.json["error"] == {"type": "InputError", "stage": "input", "message": sentence}
+    listed = Explained(write([{}, content, [], {}]), as_json=True)
+    assert listed.code == EXIT_OK
+    first, second, third, fourth = listed.json
+    assert first == fourth
+    assert "command" in first
+    assert second["error"]["message"] == f"item 2: {sentence}"
+    assert third["error"]["message"].startswith("item 3: there must be an object")
 
 
 def test_an_unreadable_file_is_exit_2(tmp_path: Path) -> None:

@@ -164,5 +164,5 @@ class Preparation:
 
 def submission_failure(error: Exception) -> str:
     """The message of a run that could not be started, worded as Prefect's worker does (PROTOCOL 2.12)."""
-    reason = str(error) if isinstance(error, JobVariablesError) else f"{type(error).__name__}: {error}"
-    return f"Failed to submit flow run to infrastructure: {reason}"
+    kind = error.type if isinstance(error, JobVariablesError) else type(error).__name__
+    return f"Failed to submit flow run to infrastructure: {kind}: {error}"
