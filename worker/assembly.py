@@ -21,6 +21,7 @@ from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
 from worker.processes.tree import OrphanReaper
 from worker.runs.cancellations import Cancellations
+from worker.runs.claims import Claims
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
 from worker.runs.job_variables import JobVariablesMode
@@ -58,6 +59,8 @@ class Options:
     print_output: Callable[[FlowRun, str], None]
     # Keeps a secret out of every log line and every line of output from now on.
     hide: Callable[[str], None]
+    # Masks what is hidden, in text that leaves for the server.
+    redact: Callable[[str], str]
     # Prints the two lines scripts wait for (PROTOCOL 8).
     announce: Callable[[str], None]
 
@@ -96,8 +99,10 @@ def assemble(
     outbox = Outbox(
         client=client,
         now=utc_now,
+        redact=options.redact,
         enabled=settings.logging.to_api_enabled,
         max_message=settings.logging.to_api_max_log_size,
+        interval=settings.logging.to_api_batch_interval,
     )
     events = WorkerEvents(outbox=outbox, worker_name=options.name, version=__version__)
     pool = WorkPoolKeeper(
@@ -108,10 +113,12 @@ def assemble(
         create=options.create_pool,
         base_job_template=options.base_job_template,
         heartbeat_interval=settings.worker.heartbeat_seconds,
+        now=utc_now,
     )
     services = Services(
         client=client,
-        states=States(client=client),
+        claims=Claims(client=client, sleep=anyio.sleep),
+        states=States(client=client, redact=options.redact),
         preparation=Preparation(
             client=client,
             pool=pool,

@@ -5,6 +5,7 @@ Owns flags, their checking, and exit codes. What is heavy is imported when a com
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -200,7 +201,14 @@ def _explain(arguments: argparse.Namespace) -> int:
     )
 
 
+def _leave(_signum: int, _frame: object) -> NoReturn:
+    """Obey a signal before the daemon has begun; a process that is PID 1 would else not hear it."""
+    sys.exit(0)
+
+
 def _start(arguments: argparse.Namespace) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     from worker.start import ConfigurationError, start  # noqa: PLC0415 - `headrace --help` answers at once
 
     try:

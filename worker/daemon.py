@@ -9,6 +9,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,12 +20,10 @@ from anyio.abc import TaskGroup
 from worker import health
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, Misconfigured, NotAnApi, Unauthorized
-from worker.api.models import WorkPool
 from worker.assembly import Options, Parts, assemble, utc_now
 from worker.processes.control import ControlChannel
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.tree import become_subreaper
-from worker.runs.poller import Poller
 from worker.runs.wake import Wake
 from worker.runs.work_pool import PoolMissing, PoolRefused
 from worker.settings import Settings
@@ -32,7 +31,6 @@ from worker.settings import Settings
 LONGEST_PAUSE = 30.0
 # Settings may say 0 seconds; asking without a pause would help nobody.
 SHORTEST_PAUSE = 0.1
-POOL_WAIT = 5.0
 LAST_FLUSH_LIMIT = 5.0
 
 EXIT_CONFIGURATION = 1
@@ -50,34 +48,58 @@ class FatalError(Exception):
         self.exit_code = exit_code
 
 
+@dataclass(slots=True)
+class Spell:
+    """A row of failures of one step: told once when it begins and once when it ends."""
+
+    what: str
+    failures: int = 0
+
+    def failed(self, error: Exception) -> float:
+        """Note a failure; returns how long to wait before the next try, in seconds."""
+        self.failures += 1
+        if self.failures == 1:
+            known = isinstance(error, ApiError | PoolMissing)
+            structlog.get_logger().warning(
+                f"{self.what}.failed", reason=str(error), exc_info=None if known else error
+            )
+        return min(LONGEST_PAUSE, 2.0**self.failures)
+
+    def succeeded(self) -> None:
+        """Note a success."""
+        if self.failures:
+            structlog.get_logger().info(f"{self.what}.recovered", failures=self.failures)
+        self.failures = 0
+
+
 async def repeat(
-    step: Callable[[], Awaitable[float]], *, what: str, wake: Wake | None = None, after: float = 0.0
+    step: Callable[[], Awaitable[float]],
+    *,
+    what: str,
+    wake: Wake | None = None,
+    after: float = 0.0,
+    once: bool = False,
 ) -> None:
     """Take one step after another for ever, waiting as long as each asks for, or until `wake` rings.
 
-    `after` is how many seconds to wait before the first step.
-
-    The only loop, and the only place that catches whatever a step raises: it is logged once per spell of
-    failures, the step is taken again after a growing pause, and the first success ends the spell with one
-    line. The client has waited out an unreachable server before (`api.transport`).
+    The only loop, and the only place that catches whatever a step raises (but FatalError): the step is taken
+    again after a growing pause. The client has waited out an unreachable server before (`api.transport`).
+    `after` is how many seconds to wait before the first step; `once` ends with the first success.
     """
-    log = structlog.get_logger()
     wake = wake or Wake()
-    failures = 0
+    spell = Spell(what)
     await anyio.sleep(after)
     while True:
         try:
             delay = await step()
-        except Exception as error:  # nothing that a step does may end the daemon
-            failures += 1
-            delay = min(LONGEST_PAUSE, 2.0**failures)
-            if failures == 1:
-                known = isinstance(error, ApiError)
-                log.warning(f"{what}.failed", reason=str(error), exc_info=None if known else error)
+        except FatalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing else that a step does may end the daemon
+            delay = spell.failed(error)
         else:
-            if failures:
-                log.info(f"{what}.recovered", failures=failures)
-            failures = 0
+            spell.succeeded()
+            if once:
+                return
         await wake.wait(timeout=max(delay, SHORTEST_PAUSE))
 
 
@@ -94,9 +116,9 @@ async def serve(options: Options, settings: Settings) -> None:
         control = ControlChannel()
         executions = anyio.create_task_group()
         parts = assemble(options, settings, client, control, executions)
-        if options.with_healthcheck:
-            stack.enter_context(_serve_health(settings, parts.poller))
         intake, work = anyio.CancelScope(), anyio.CancelScope()
+        if options.with_healthcheck:
+            stack.enter_context(_serve_health(settings, parts, intake))
         async with anyio.create_task_group() as attending:
             await attending.start(_obey_signals, intake, work)
             await attending.start(control.serve)
@@ -107,10 +129,10 @@ async def serve(options: Options, settings: Settings) -> None:
                 async with executions:
                     with intake:
                         await _go_online(options, parts, attending)
-                        if options.run_once:
-                            await parts.poller.poll_once()
-                        else:
-                            await repeat(parts.poller.poll_once, what="poll", wake=parts.freed)
+                        await repeat(
+                            parts.poller.poll_once, what="poll", wake=parts.freed, once=options.run_once
+                        )
+                        intake.cancel()
                     if len(parts.in_flight):
                         log.info("worker.draining", in_flight=len(parts.in_flight))
             await _sign_off(parts)
@@ -143,37 +165,28 @@ async def _go_online(options: Options, parts: Parts, attending: TaskGroup) -> No
     log = structlog.get_logger()
     async with anyio.create_task_group() as checking:
         checking.start_soon(_check_interpreter, options)
-        await _find_pool(parts)
-        await parts.pool.beat_once()
+        await repeat(partial(_reach_pool, parts), what="work_pool", once=True)
     parts.events.started(parts.pool.known)
     log.info("worker.started", limit=options.limit, job_variables=options.job_variables.value)
     options.announce(f"Worker '{options.name}' started!")
-
     attending.start_soon(_loop(parts.pool.beat_once, what="heartbeat", after=parts.pool.heartbeat_interval))
 
 
-async def _find_pool(parts: Parts) -> WorkPool:
-    """The pool, waited for if it may not be created; FatalError when it cannot be had."""
-    log = structlog.get_logger()
-    missing = False
-    while True:
-        try:
-            return await parts.pool.ensure()
-        except PoolMissing as error:
-            if not missing:
-                log.warning("work_pool.missing", reason=str(error), hint="waiting for it to appear")
-            missing = True
-            await anyio.sleep(POOL_WAIT)
-        except PoolRefused as error:
-            raise FatalError(str(error), exit_code=EXIT_POOL) from error
-        except Unauthorized as error:
-            msg = (
-                f"the server refused our credentials: {error}; set PREFECT_API_KEY (Prefect Cloud) or"
-                " PREFECT_API_AUTH_STRING (self-hosted), in the environment or the active profile"
-            )
-            raise FatalError(msg, exit_code=EXIT_CREDENTIALS) from error
-        except (NotAnApi, Misconfigured) as error:
-            raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
+async def _reach_pool(parts: Parts) -> float:
+    """Find or create the pool and send the first heartbeat; FatalError when the pool cannot be had."""
+    try:
+        await parts.pool.ensure()
+        return await parts.pool.beat_once()
+    except PoolRefused as error:
+        raise FatalError(str(error), exit_code=EXIT_POOL) from error
+    except Unauthorized as error:
+        msg = (
+            f"the server refused our credentials: {error}; set PREFECT_API_KEY (Prefect Cloud) or"
+            " PREFECT_API_AUTH_STRING (self-hosted), in the environment or the active profile"
+        )
+        raise FatalError(msg, exit_code=EXIT_CREDENTIALS) from error
+    except (NotAnApi, Misconfigured) as error:
+        raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
 
 
 async def _sign_off(parts: Parts) -> None:
@@ -202,7 +215,7 @@ async def _obey_signals(
                 )
                 intake.cancel()
             else:
-                log.warning("worker.stoppingutc_now", signal=name)
+                log.warning("worker.stopping_now", signal=name)
                 work.cancel()
 
 
@@ -216,12 +229,17 @@ async def _connect(stack: AsyncExitStack, options: Options, settings: Settings) 
 
 
 @contextmanager
-def _serve_health(settings: Settings, poller: Poller) -> Generator[None]:
+def _serve_health(settings: Settings, parts: Parts, intake: anyio.CancelScope) -> Generator[None]:
     began = utc_now()
 
     def snapshot() -> health.Snapshot:
+        last = parts.pool.last_beat if intake.cancel_called else parts.poller.last_polled
         return health.Snapshot(
-            last_polled=poller.last_polled or began, poll_interval=settings.worker.query_seconds
+            last_contact=last or began,
+            poll_interval=max(
+                settings.worker.query_seconds,
+                settings.worker.heartbeat_seconds if intake.cancel_called else 0,
+            ),
         )
 
     worker = settings.worker

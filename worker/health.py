@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from threading import Thread
 from typing import Any
 
@@ -25,15 +26,27 @@ class HealthServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What health is judged by: the time of the last poll (of the start before the first one)."""
+    """What health is judged by: when the daemon last had the server's answer to its regular question.
 
-    last_polled: datetime
+    That is the last poll; while draining, when nothing is asked for, the last heartbeat.
+    """
+
+    last_contact: datetime
     poll_interval: float
 
 
 def is_healthy(snapshot: Snapshot, *, now: datetime) -> bool:
     """Whether the daemon still asks for work: a pure function of time."""
-    return now - snapshot.last_polled <= timedelta(seconds=snapshot.poll_interval * POLL_INTERVALS)
+    return now - snapshot.last_contact <= timedelta(seconds=snapshot.poll_interval * POLL_INTERVALS)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without looking up the host's name, which can take long where there is no name server."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
 
 @contextmanager
@@ -43,6 +56,9 @@ def serve(
     """Serve while the context lasts; yields the port in use. Raises HealthServerError when it is taken."""
 
     class Handler(BaseHTTPRequestHandler):
+        # A connection that says nothing is given up after so many seconds, or it would keep its thread for ever.
+        timeout = 5.0
+
         def do_GET(self) -> None:
             if self.path.split("?", 1)[0] != "/health":
                 self._answer(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
@@ -65,14 +81,13 @@ def serve(
             """Probes come every few seconds; they are not news."""
 
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = _Server((host, port), Handler)
     except OSError as error:
         msg = (
             f"cannot serve health on {host}:{port}: {error.strerror};"
             " choose another address with PREFECT_WORKER_WEBSERVER_HOST and PREFECT_WORKER_WEBSERVER_PORT"
         )
         raise HealthServerError(msg) from error
-    server.daemon_threads = True
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="health", daemon=True)
     thread.start()
     try:

@@ -8,6 +8,7 @@ the flows' own output.
 import logging
 import sys
 from collections.abc import Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any, TextIO, cast
 
 import structlog
@@ -83,6 +84,27 @@ def is_json(chosen: str, stream: TextIO) -> bool:
     return chosen == "json" or (chosen == "auto" and not stream.isatty())
 
 
+class PatientStream:
+    """A stream whose reader may go away, or whose disk may fill up, without taking the daemon along.
+
+    Losing log lines is bad; ending every flow for it would be worse.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write if that is possible."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush if that is possible."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure(*, chosen_format: str, level: str, redactor: Redactor, stream: TextIO | None = None) -> None:
     """Set up structlog for the process; called once, by the command line."""
     target = sys.stderr if stream is None else stream
@@ -103,6 +125,6 @@ def configure(*, chosen_format: str, level: str, redactor: Redactor, stream: Tex
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS.get(level.lower(), logging.INFO)),
-        logger_factory=structlog.PrintLoggerFactory(file=target),
+        logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", PatientStream(target))),
         cache_logger_on_first_use=False,
     )

@@ -29,7 +29,7 @@ def printer(*, as_json: bool, redactor: Redactor, stream: TextIO) -> Callable[[F
             return
         try:
             print(f"{flow_run.name} | {redactor.text(line)}", file=stream, flush=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             broken = True
             log.warning("output.unwritable", reason=str(error))
 

@@ -1,6 +1,8 @@
 """`headrace start`: from flags and settings to a running daemon, and from its end to an exit code."""
 
 import argparse
+import base64
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import anyio
 import structlog
@@ -27,6 +30,10 @@ def start(arguments: argparse.Namespace) -> int:
     pool, name = _identity(arguments)
     settings = _settings(arguments)
     redactor = log.Redactor(_secrets(settings))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a flow prints must be printable under any locale.
+            stream.reconfigure(errors="backslashreplace")
     log.configure(chosen_format=settings.logging.format, level=settings.logging.level, redactor=redactor)
     for warning in settings.warnings:
         structlog.get_logger().warning("settings.ignored", reason=warning)
@@ -48,7 +55,8 @@ def start(arguments: argparse.Namespace) -> int:
             as_json=log.is_json(settings.logging.format, sys.stderr), redactor=redactor, stream=sys.stdout
         ),
         hide=redactor.hide,
-        announce=lambda line: print(line, flush=True),
+        redact=redactor.text,
+        announce=_announce,
     )
     return _serve(options, settings)
 
@@ -115,9 +123,20 @@ def _given(flag: float | None, setting: float) -> float:
     return setting if flag is None else flag
 
 
+def _announce(line: str) -> None:
+    """Print one of the two lines scripts wait for; a script that has stopped reading has read it."""
+    try:
+        print(line, flush=True)
+    except (OSError, ValueError) as error:
+        structlog.get_logger().warning("output.unwritable", reason=str(error))
+
+
 def _secrets(settings: Settings) -> list[str]:
-    secrets = [settings.api.key, settings.api.auth_string]
-    return [secret.get_secret_value() for secret in secrets if secret is not None]
+    """Every credential among the settings, in each form in which it is sent."""
+    secrets = [secret.get_secret_value() for secret in (settings.api.key, settings.api.auth_string) if secret]
+    encoded = [base64.b64encode(secret.encode()).decode() for secret in secrets]
+    password = urlsplit(settings.api.url or "").password
+    return [*secrets, *encoded, *settings.api.custom_headers.values(), *([password] if password else [])]
 
 
 def read_template(path: str | None) -> Mapping[str, Any] | None:

@@ -18,6 +18,7 @@ class Idle:
 async def test_a_slot_is_free_again_after_an_error_and_says_so() -> None:
     freed = Wake()
     in_flight = InFlight(limit=2, freed=freed)
+    in_flight.want(wanted=True)
     run_id = uuid4()
 
     def fail_in_a_slot() -> None:

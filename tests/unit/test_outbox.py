@@ -21,7 +21,13 @@ POOL = WorkPool.read({"id": str(uuid4()), "name": "p", "type": "process"})
 
 
 def make(client: PrefectClient, *, enabled: bool = True, max_message: int = 1_000_000) -> Outbox:
-    return Outbox(client=client, now=lambda: NOW, enabled=enabled, max_message=max_message)
+    return Outbox(
+        client=client,
+        now=lambda: NOW,
+        redact=lambda text: text.replace("s3cr3t", "***"),
+        enabled=enabled,
+        max_message=max_message,
+    )
 
 
 async def test_lines_arrive_in_order_and_in_batches() -> None:
@@ -45,6 +51,29 @@ async def test_lines_arrive_in_order_and_in_batches() -> None:
         "timestamp": NOW.isoformat(),
         "flow_run_id": str(RUN_ID),
     }
+
+
+async def test_secrets_do_not_leave_for_the_server() -> None:
+    server = CannedServer()
+    server.on("POST", "/logs/", None, status=201)
+    async with server.client() as client:
+        box = make(client)
+        RunLog(RUN_ID, box).error("the token is s3cr3t")
+        await box.flush_once()
+    assert server.bodies("POST", "/logs/")[0][0]["message"] == "the token is ***"
+
+
+async def test_batches_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_BATCH_BYTES", 25)
+    server = CannedServer()
+    server.on("POST", "/logs/", None, status=201)
+    async with server.client() as client:
+        box = make(client)
+        for _ in range(5):
+            RunLog(RUN_ID, box).info("x" * 10)
+        RunLog(RUN_ID, box).info("x" * 100)
+        await box.flush_once()
+    assert [len(body) for body in server.bodies("POST", "/logs/")] == [2, 2, 1, 1]
 
 
 async def test_users_can_switch_logs_off() -> None:

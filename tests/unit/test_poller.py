@@ -66,26 +66,43 @@ class StartedExecution:
     def cancel(self) -> None:
         raise AssertionError("nothing is cancelled here")
 
+    def end(self) -> None:
+        self._slot.__exit__(None, None, None)
+
     async def claim_decided(self) -> None:
-        if self._wins:
-            self._slot = self._in_flight.slot(self._flow_run_id, self)
-            self._slot.__enter__()
+        self._slot = self._in_flight.slot(self._flow_run_id, self)
+        self._slot.__enter__()
+        if not self._wins:
+            self._slot.__exit__(None, None, None)
 
 
 class Bench:
     """A poller, its server, and what it started."""
 
-    def __init__(self, *, limit: int | None = None, losing: int = 0, queues: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        limit: int | None = None,
+        losing: int = 0,
+        queues: tuple[str, ...] = (),
+        minutes_per_claim: int = 0,
+    ) -> None:
+        self.executions: list[StartedExecution] = []
+        self._minutes_per_claim = minutes_per_claim
         self.server = CannedServer()
-        self.in_flight = InFlight(limit=limit, freed=Wake())
+        self.freed = Wake()
+        self.in_flight = InFlight(limit=limit, freed=self.freed)
+        self.now = NOW
         self.started: list[UUID] = []
         self._losing = losing
         self._queues = queues
 
     def start(self, flow_run: FlowRun) -> Execution:
         self.started.append(flow_run.id)
+        self.now += timedelta(minutes=self._minutes_per_claim)
         wins = len(self.started) > self._losing
-        return cast("Execution", StartedExecution(flow_run.id, self.in_flight, wins=wins))
+        self.executions.append(StartedExecution(flow_run.id, self.in_flight, wins=wins))
+        return cast("Execution", self.executions[-1])
 
     async def poll(self, times: int = 1) -> float:
         delay = 0.0
@@ -98,12 +115,12 @@ class Bench:
                 interval=10,
                 in_flight=self.in_flight,
                 start=self.start,
-                now=lambda: NOW,
+                now=lambda: self.now,
                 random=lambda: 1.0,
             )
             for _ in range(times):
                 delay = await poller.poll_once()
-            assert poller.last_polled == NOW
+            assert poller.last_polled is not None
         return delay
 
 
@@ -130,6 +147,31 @@ async def test_a_lost_claim_leaves_its_slot_to_the_next_run() -> None:
     bench.server.on("POST", PATH, [{"flow_run": run()} for _ in range(5)])
     await bench.poll()
     assert len(bench.started) == 4
+
+
+async def test_lost_claims_do_not_ring_for_another_poll() -> None:
+    bench = Bench(limit=3, losing=10)
+    bench.server.on("POST", PATH, [{"flow_run": run()} for _ in range(5)])
+    await bench.poll()
+    assert len(bench.started) == 5
+    assert not await bench.freed.wait(timeout=0)
+
+
+@pytest.mark.parametrize(("waiting", "rings"), [(2, True), (1, False)])
+async def test_a_freed_slot_rings_only_for_runs_that_wait(waiting: int, *, rings: bool) -> None:
+    bench = Bench(limit=1)
+    bench.server.on("POST", PATH, [{"flow_run": run()} for _ in range(waiting)])
+    await bench.poll()
+    bench.executions[0].end()
+    assert await bench.freed.wait(timeout=0) is rings
+
+
+async def test_an_answer_that_has_grown_old_is_not_claimed_from() -> None:
+    """A finished run accepts Pending: what took long to claim has made the rest of the list worthless."""
+    bench = Bench(minutes_per_claim=1)
+    bench.server.on("POST", PATH, [{"flow_run": run()} for _ in range(5)])
+    assert await bench.poll() == 0
+    assert len(bench.started) == 1
 
 
 async def test_without_a_free_slot_the_server_is_still_asked_for_nothing() -> None:

@@ -1,5 +1,6 @@
 """Finding, creating, repairing and refusing pools; what is said of paused ones, and how often."""
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -44,6 +45,7 @@ async def keep(
             create=create,
             base_job_template=template,
             heartbeat_interval=30,
+            now=lambda: datetime(2026, 1, 1, tzinfo=UTC),
         )
         for step in steps:
             await getattr(keeper, step)()
@@ -181,6 +183,7 @@ async def test_a_pool_deleted_meanwhile_is_put_back() -> None:
             create=True,
             base_job_template=None,
             heartbeat_interval=30,
+            now=lambda: datetime(2026, 1, 1, tzinfo=UTC),
         )
         await keeper.ensure()
         state["exists"] = False

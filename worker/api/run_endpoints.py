@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from worker.api.connection import path
 from worker.api.endpoints import Endpoints
 from worker.api.errors import InvalidRequest, MissingEndpoint
-from worker.api.models import FlowRun, SetStateAnswer, StateType
+from worker.api.models import FlowRun, SetStateAnswer, State, StateType
 from worker.api.transport import Patience
 
 _MOST_IDS = 200
@@ -62,6 +62,14 @@ class RunEndpoints(Endpoints):
         return self._read(
             FlowRun, await self._get(path("flow_runs", str(flow_run_id)), operation, patience), operation
         )
+
+    async def read_flow_run_states(self, flow_run_id: UUID, **patience: Unpack[Patience]) -> list[State]:
+        """All states the run has had, in no promised order; empty for an unknown run."""
+        operation = f"read the states of flow run {flow_run_id}"
+        answer = await self._get(
+            path("flow_run_states", ""), operation, patience, {"flow_run_id": str(flow_run_id)}
+        )
+        return self._read_each(State, self._list(answer, operation), operation)
 
     async def cancelling_flow_runs(
         self, ids: Collection[UUID], **patience: Unpack[Patience]

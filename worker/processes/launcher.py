@@ -55,6 +55,10 @@ class LaunchError(Exception):
     """The process could not be started. The message is one sentence that names the thing and the fix, and no secret."""
 
 
+class Shortage(LaunchError):
+    """The machine has run out of something; nothing is wrong with the process that was to be started."""
+
+
 class Launcher:
     """Starts processes. One per daemon; use it on the event loop's thread."""
 
@@ -98,9 +102,7 @@ class Launcher:
         try:
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise LaunchError(
-                _explain_shortage(error) or f"cannot open the output file {output}: {_reason(error)}"
-            ) from error
+            raise _launch_error(error, f"cannot open the output file {output}: {_reason(error)}") from error
         try:
             with _fresh_signals():
                 process = subprocess.Popen(
@@ -113,11 +115,16 @@ class Launcher:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise LaunchError(explain_failure(spec, error)) from error
+            raise _launch_error(error, explain_failure(spec, error)) from error
         finally:
             os.close(descriptor)
         process.returncode = 0  # from here on the handle alone waits for this pid; Popen must not
         return process.pid
+
+
+def _launch_error(error: OSError, reason: str) -> LaunchError:
+    shortage = _explain_shortage(error)
+    return LaunchError(reason) if shortage is None else Shortage(shortage)
 
 
 def _identify(pid: int) -> Identity:

@@ -243,7 +243,10 @@ def _open_pidfd(identity: Identity) -> int | None:
         descriptor = os.pidfd_open(identity.pid)
     except OSError:
         return None
-    info = read_process(identity.pid)
+    try:
+        info = read_process(identity.pid)
+    except OSError:
+        info = None  # no descriptor left to look at the table with: waiting then polls
     if info is None or info.identity != identity:
         os.close(descriptor)
         return None

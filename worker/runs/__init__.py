@@ -5,15 +5,17 @@ A run passes through these modules, each step handing a frozen value to the next
     work_pool      the pool is found or created, kept ready, and read afresh for each run
     poller         asks for due runs, as many as there are free slots
     execution      one attempt of one run, from claim to report; reads as the list of steps below
-      states         claim (Scheduled -> Pending), crash, cancel, give back: every state transition
+      claims         Scheduled -> Pending, won once among all workers
       automations    job variables that an automation left as templates are rendered
       job_variables  the layers become one job configuration (placeholders fills the values in)
       launch_spec    configuration, settings and attribution become argv, environment and directory
       (processes)    the process is started, watched and ended by the package beside this one
+      supervision    the process is announced, listened to, cancelled if need be, cleaned up after
       conclusion     how the process ended and what the server says become one outcome
+      reports        the outcome is told: states has the transitions (Crashed, Cancelled, Scheduled again)
     cancellations  asks which runs in flight are being cancelled
     in_flight      the executions that hold a slot: the one list of what is going on
-    run_logs       the daemon's lines in the run's own log, and its events, sent in the background
+    outbox         the daemon's lines in the run's own log, and its events, sent in the background
 
 This is the only package that knows both the server (`worker.api`) and the operating system
 (`worker.processes`). Decisions are pure functions over plain values; effects are thin.

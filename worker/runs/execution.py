@@ -2,7 +2,7 @@
 
 `Execution.run` is the pipeline: claim, prepare, launch, supervise, report. It holds the run's slot from
 beginning to end and never lets an error of one run reach the others. What each step decides is decided in
-`states`, `preparation` and `conclusion`; what it does to processes is done by `worker.processes`.
+`claims`, `preparation` and `conclusion`; what it does to processes is done by `worker.processes`.
 """
 
 import shutil
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import anyio
 import anyio.to_thread
@@ -17,17 +18,16 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
-from worker.processes.launcher import LaunchError
+from worker.processes.launcher import LaunchError, Shortage
+from worker.runs.claims import Claim, Lost, Standing
 from worker.runs.launch_spec import ControlAddress
 from worker.runs.outbox import RunLog
 from worker.runs.preparation import DeploymentGone, Prepared, Unpreparable, submission_failure
-from worker.runs.reports import BEFORE_START, Reports
+from worker.runs.reports import BEFORE_START, FINAL_REPORT_LIMIT, Reports
 from worker.runs.services import Services
-from worker.runs.states import Claim, Lost
 from worker.runs.supervision import Launched, Supervision
 
-# How long the last words about a run may take once the daemon was told to end at once, in seconds.
-FINAL_REPORT_LIMIT = 30.0
+STOPPED_BEFORE_START = "The worker stopped before the run was started."
 
 
 class Execution:
@@ -41,6 +41,7 @@ class Execution:
         self._log = structlog.get_logger()
         self._claim_decided = anyio.Event()
         self._cancel_requested = anyio.Event()
+        self._claim: Claim | None = None
 
     async def claim_decided(self) -> None:
         """Wait until the run is claimed (and its slot held) or given up (and its slot free)."""
@@ -55,54 +56,52 @@ class Execution:
         with bound_contextvars(flow_run_id=str(self._flow_run.id), flow_run=self._flow_run.name):
             try:
                 with self._services.in_flight.slot(self._flow_run.id, self):
-                    claim = await self._claim()
-                    if claim is not None:
-                        await self._carry_out(claim)
+                    await self._attempt()
             except Exception as error:  # noqa: BLE001 - the edge: one run's error is not its neighbours'
-                await self._reports.failed(error)
+                await self._reports.failed(error, claimed=self._claim is not None)
             finally:
                 self._claim_decided.set()
 
-    async def _carry_out(self, claim: Claim) -> None:
+    async def _attempt(self) -> None:
+        claim = await self._win()
+        if claim is None:
+            return
         async with self._workspace() as (directory, address):
-            prepared = await self._prepare(claim, directory, address)
-            if prepared is None:
-                return
-            launched = await self._launch(prepared, directory, address)
-            if launched is None:
-                return
-            await self._supervise(claim, launched)
+            launched = await self._start(claim, directory, address)
+            if launched is not None:
+                await self._supervise(claim, launched)
 
-    async def _claim(self) -> Claim | None:
-        answer = await self._services.states.claim(self._flow_run)
+    async def _win(self) -> Claim | None:
+        """Claim the run; if the daemon is ending meanwhile, find out whether it is ours and give it back."""
+        transition_id = uuid4()
+        try:
+            answer = await self._services.claims.claim(self._flow_run, transition_id=transition_id)
+        except anyio.get_cancelled_exc_class():
+            await self._undo(transition_id, answered=False)
+            raise
         if isinstance(answer, Lost):
             self._log.debug("flow_run.not_claimed", reason=answer.reason)
             return None
+        self._claim = answer
         self._claim_decided.set()
         self._log.info("flow_run.claimed")
         self._run_log.info(f"Worker '{self._services.worker_name}' submitting flow run '{self._flow_run.id}'")
         return answer
 
-    @asynccontextmanager
-    async def _workspace(self) -> AsyncGenerator[tuple[Path, ControlAddress]]:
-        """The attempt's own directory and its place on the control channel, both gone afterwards."""
-        token = self._services.control.register(str(self._flow_run.id))
-        directory = Path(tempfile.mkdtemp(prefix=f"{self._flow_run.id}-", dir=self._services.runs_directory))
+    async def _start(self, claim: Claim, directory: Path, address: ControlAddress) -> Launched | None:
         try:
-            (directory / "work").mkdir()
-            yield directory, ControlAddress(port=self._services.control.port, token=token)
-        finally:
-            self._services.control.unregister(token)
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._remove, directory)
+            prepared = await self._prepare(directory, address)
+        except anyio.get_cancelled_exc_class():
+            await self._undo(claim.transition_id, answered=True)
+            raise
+        if prepared is None:
+            return None
+        if self._cancel_requested.is_set():
+            await self._reports.cancelled(BEFORE_START)
+            return None
+        return await self._launch(claim, prepared, directory, address)
 
-    def _remove(self, directory: Path) -> None:
-        try:
-            shutil.rmtree(directory)
-        except OSError as error:
-            self._log.warning("run_directory.left_behind", directory=str(directory), reason=str(error))
-
-    async def _prepare(self, claim: Claim, directory: Path, address: ControlAddress) -> Prepared | None:
+    async def _prepare(self, directory: Path, address: ControlAddress) -> Prepared | None:
         try:
             prepared = await self._services.preparation.prepare(
                 self._flow_run, control=address, fresh_directory=directory / "work"
@@ -114,21 +113,20 @@ class Execution:
         except Unpreparable as error:
             await self._reports.not_started(str(error))
             return None
-        except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(FINAL_REPORT_LIMIT, shield=True):
-                await self._reports.given_back(claim)
-            raise
         for note in prepared.job.notes:
             self._run_log.warning(note)
         return prepared
 
-    async def _launch(self, prepared: Prepared, directory: Path, address: ControlAddress) -> Launched | None:
-        if self._cancel_requested.is_set():
-            await self._reports.cancelled(BEFORE_START)
-            return None
+    async def _launch(
+        self, claim: Claim, prepared: Prepared, directory: Path, address: ControlAddress
+    ) -> Launched | None:
         output = directory / "output"
         try:
             handle = self._services.launcher.launch(prepared.spec, output=output)
+        except Shortage as error:
+            # Nothing is wrong with the run; another worker, or this one a little later, can start it.
+            await self._reports.given_back(claim, f"The worker {error}.")
+            return None
         except LaunchError as error:
             await self._reports.not_started(submission_failure(error))
             return None
@@ -152,9 +150,48 @@ class Execution:
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 ended = await supervision.stop()
-                with anyio.move_on_after(FINAL_REPORT_LIMIT) as limit:
-                    await self._reports.ended(claim, launched, ended)
-                if limit.cancelled_caught:
-                    self._log.error("flow_run.unreported", reason="the server did not answer in time")
+                await self._reports.ended(claim, launched, ended, limit=FINAL_REPORT_LIMIT)
             raise
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, no process is left unattended
+            self._log.error("flow_run.unattended", reason=str(error), exc_info=error)
+            ended = await supervision.stop()
         await self._reports.ended(claim, launched, ended)
+
+    async def _undo(self, transition_id: UUID, *, answered: bool) -> None:
+        """The daemon is ending and nothing was started: leave the run as if we had never touched it.
+
+        With the answer to our claim still on its way, the same claim is made again: what it says is certain.
+        """
+        with anyio.move_on_after(FINAL_REPORT_LIMIT, shield=True) as limit:
+            standing = await self._services.claims.standing(self._flow_run, transition_id)
+            if standing is Standing.UNTOUCHED and not answered:
+                again = await self._services.claims.claim(self._flow_run, transition_id=transition_id)
+                standing = Standing.OURS if isinstance(again, Claim) else Standing.THEIRS
+            if standing is Standing.OURS:
+                claim = Claim(flow_run=self._flow_run, transition_id=transition_id)
+                await self._reports.given_back(claim, STOPPED_BEFORE_START)
+            elif standing is Standing.OURS_CANCELLING:
+                await self._reports.cancelled(BEFORE_START)
+        if limit.cancelled_caught:
+            self._reports.unreported()
+
+    @asynccontextmanager
+    async def _workspace(self) -> AsyncGenerator[tuple[Path, ControlAddress]]:
+        """The attempt's own directory and its place on the control channel, both gone afterwards."""
+        root = self._services.runs_directory
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f"{self._flow_run.id}-", dir=root))
+        token = self._services.control.register(str(self._flow_run.id))
+        try:
+            (directory / "work").mkdir()
+            yield directory, ControlAddress(port=self._services.control.port, token=token)
+        finally:
+            self._services.control.unregister(token)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._remove, directory)
+
+    def _remove(self, directory: Path) -> None:
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            self._log.warning("run_directory.left_behind", directory=str(directory), reason=str(error))

@@ -21,14 +21,15 @@ class Stoppable(Protocol):
 class InFlight:
     """Executions by flow run id, at most `limit` of them at a time; lives as long as the daemon.
 
-    `limit` is the number of slots (None: no limit, PROTOCOL 8). `freed` is set whenever a slot becomes
-    free, so that the poller can ask again at once instead of waiting out its interval.
+    `limit` is the number of slots (None: no limit, PROTOCOL 8). `freed` is rung when a slot becomes free that
+    somebody has said to be waiting for, so that the poller can ask again at once.
     """
 
     def __init__(self, *, limit: int | None, freed: Wake) -> None:
         self._limit = limit
         self._freed = freed
         self._executions: dict[UUID, Stoppable] = {}
+        self._wanted = False
 
     def __len__(self) -> int:
         return len(self._executions)
@@ -53,6 +54,10 @@ class InFlight:
         """How many more executions may start now, None when unlimited."""
         return None if self._limit is None else max(0, self._limit - len(self._executions))
 
+    def want(self, *, wanted: bool) -> None:
+        """Say whether there is work that the next free slot could take."""
+        self._wanted = wanted
+
     @contextmanager
     def slot(self, flow_run_id: UUID, execution: Stoppable) -> Generator[None]:
         """Hold one slot for one run; left, whatever happened, when the execution is over."""
@@ -64,4 +69,5 @@ class InFlight:
             yield
         finally:
             del self._executions[flow_run_id]
-            self._freed.set()
+            if self._wanted:
+                self._freed.set()

@@ -93,7 +93,8 @@ def command_line(command: str | None, *, python: str) -> tuple[str, ...]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        msg = f"the command {command!r} cannot be split into words: {error}"
+        # The command itself may hold a secret: it is not quoted.
+        msg = f"the job variable 'command' cannot be split into words as a shell would: {error}"
         raise CommandError(msg) from None
     if not words:
         msg = "the command is configured but empty; remove the job variable 'command' or give it a program"

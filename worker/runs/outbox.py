@@ -23,8 +23,8 @@ from worker.api.records import LogRecord, WorkerEvent
 LOGGER_NAME = "prefect.flow_runs.worker"
 _QUEUE_LIMIT = 10_000
 _BATCH = 200
-# Prefect's own PREFECT_LOGGING_TO_API_BATCH_INTERVAL, in seconds (PROTOCOL 2.9).
-_INTERVAL = 2.0
+# Prefect's own PREFECT_LOGGING_TO_API_BATCH_SIZE (PROTOCOL 2.9).
+_BATCH_BYTES = 4_000_000
 
 INFO = 20
 WARNING = 30
@@ -54,8 +54,9 @@ class RunLog:
 class Outbox:
     """Log records and events on their way to the server; one for the daemon's life.
 
-    `flush_once` is the step the daemon's loop repeats; `max_message` bytes is the server's limit for one
-    record (PROTOCOL 2.9), `enabled` the user's PREFECT_LOGGING_TO_API_ENABLED.
+    `flush_once` is the step the daemon's loop repeats every `interval` seconds; `max_message` is the most bytes
+    one record may have (PROTOCOL 2.9), `enabled` the user's PREFECT_LOGGING_TO_API_ENABLED. `redact` masks
+    secrets: what is in a run's log on the server is there for everybody.
     """
 
     def __init__(
@@ -63,13 +64,17 @@ class Outbox:
         *,
         client: PrefectClient,
         now: Callable[[], datetime],
+        redact: Callable[[str], str],
         enabled: bool = True,
         max_message: int = 1_000_000,
+        interval: float = 2.0,
     ) -> None:
         self._client = client
         self._now = now
         self._enabled = enabled
         self._max_message = max_message
+        self._redact = redact
+        self._interval = interval
         self._records: deque[LogRecord] = deque()
         self._events: deque[WorkerEvent] = deque()
         self._log = structlog.get_logger()
@@ -85,7 +90,7 @@ class Outbox:
             LogRecord(
                 name=LOGGER_NAME,
                 level=level,
-                message=_cut(message, self._max_message),
+                message=_cut(self._redact(message), self._max_message),
                 timestamp=self._now(),
                 flow_run_id=flow_run_id,
             )
@@ -122,14 +127,25 @@ class Outbox:
         """
         async with self._sending:
             while self._records:
-                batch = [self._records.popleft() for _ in range(min(_BATCH, len(self._records)))]
+                batch = self._next_batch()
                 await self._deliver("logs", len(batch), lambda batch=batch: self._client.create_logs(batch))
             while self._events:
                 events = [self._events.popleft() for _ in range(min(_BATCH, len(self._events)))]
                 await self._deliver(
                     "events", len(events), lambda events=events: self._client.create_events(events)
                 )
-        return _INTERVAL
+        return self._interval
+
+    def _next_batch(self) -> list[LogRecord]:
+        """The oldest records, as many as one call should carry: at least one."""
+        batch = [self._records.popleft()]
+        size = len(batch[0].message.encode("utf-8", errors="replace"))
+        while self._records and len(batch) < _BATCH:
+            size += len(self._records[0].message.encode("utf-8", errors="replace"))
+            if size > _BATCH_BYTES:
+                break
+            batch.append(self._records.popleft())
+        return batch
 
     def _make_room(self, queue: deque[Any], what: str) -> None:
         """Drop the oldest when the server has not taken anything for very long."""

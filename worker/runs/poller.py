@@ -17,6 +17,8 @@ from worker.runs.conclusion import IN_PROCESS_RETRY
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
 
+# A poll answer older than this says nothing any more: a run on it may have been run meanwhile.
+LONGEST_AGE = timedelta(seconds=5)
 AWAITING_SLOT = "AwaitingConcurrencySlot"
 
 
@@ -59,16 +61,23 @@ class Poller:
         Without a free slot the question is still put, for no runs at all: it keeps the queues READY
         (PROTOCOL 2.2).
         """
-        free = self._in_flight.free
-        runs = await self._ask(limit=0 if free == 0 else None)
-        self.last_polled = self._now()
+        full = self._in_flight.free == 0
+        self._in_flight.want(wanted=full)
+        runs = await self._ask(limit=0 if full else None)
+        self.last_polled = answered = self._now()
         started = 0
         for flow_run in runs:
             if self._in_flight.free == 0:
+                self._in_flight.want(wanted=True)
                 break
+            if self._now() - answered > LONGEST_AGE:
+                self._log.debug("poll.outdated", found=len(runs), started=started)
+                return 0.0
             reason = unclaimable(flow_run, now=self._now(), in_flight=flow_run.id in self._in_flight)
             if reason is not None:
                 self._log.debug("flow_run.skipped", flow_run_id=str(flow_run.id), reason=reason)
+                if flow_run.id in self._in_flight:
+                    self._in_flight.want(wanted=True)
                 continue
             execution = self._start(flow_run)
             await execution.claim_decided()

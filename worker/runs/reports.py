@@ -10,15 +10,15 @@ from typing import TypeVar
 import anyio
 import structlog
 
-from worker.api.errors import ApiError, NotFound, ServerFault
+from worker.api.errors import NotFound, ServerFault
 from worker.api.models import FlowRun, StateType
-from worker.processes.control_messages import Disposition, Receipt
+from worker.processes.control_messages import Disposition, Intent, Receipt
 from worker.processes.output import tail
 from worker.processes.process import Exit
+from worker.runs.claims import Claim
 from worker.runs.conclusion import Attempt, Outcome, ServerRun, Verdict, conclude
 from worker.runs.outbox import RunLog
 from worker.runs.services import Services
-from worker.runs.states import Claim
 from worker.runs.supervision import Ended, Launched
 
 TAIL_LINES = 20
@@ -27,14 +27,21 @@ TAIL_BYTES = 16 * 1024
 PATIENCE = 300.0
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
+# How long the last words about a run may take once the daemon was told to end at once, in seconds.
+FINAL_REPORT_LIMIT = 30.0
 BEFORE_START = "Flow run was cancelled before execution started."
 
 
 T = TypeVar("T")
+Word = Receipt | Intent | None
 
 
 class Reports:
-    """Tells the server the outcome of one run; made and discarded with its execution."""
+    """Tells the server the outcome of one run; made and discarded with its execution.
+
+    A report that the daemon's end interrupts is made once more, shielded, for at most `FINAL_REPORT_LIMIT`
+    seconds: a run is not left in limbo because somebody was in a hurry.
+    """
 
     def __init__(self, *, flow_run: FlowRun, services: Services) -> None:
         self._flow_run = flow_run
@@ -42,8 +49,10 @@ class Reports:
         self._run_log = RunLog(flow_run.id, services.outbox)
         self._log = structlog.get_logger()
 
-    async def ended(self, claim: Claim, launched: Launched, ended: Ended) -> None:
-        """Report a process that has ended."""
+    async def ended(
+        self, claim: Claim, launched: Launched, ended: Ended, *, limit: float | None = None
+    ) -> None:
+        """Report a process that has ended; `limit` bounds the seconds this may take."""
         self._log.info(
             "flow_run.exited",
             pid=launched.handle.pid,
@@ -51,15 +60,11 @@ class Reports:
             seconds=round(ended.exit.ended - ended.exit.started, 3),
             max_rss_bytes=ended.exit.max_rss_bytes,
         )
-        outcome = await self._conclude(claim, launched, ended)
-        match outcome.verdict:
-            case Verdict.CRASHED:
-                self._show_last_output(launched, ended.exit)
-                await self.crashed(outcome.message)
-            case Verdict.CANCELLED:
-                await self.cancelled(outcome.message)
-            case Verdict.SETTLED:
-                self._reported(outcome)
+        word = await self._services.control.finish(launched.token)
+        with anyio.move_on_after(limit) as scope:
+            await self._last_words(partial(self._report, claim, launched, ended, word))
+        if scope.cancelled_caught:
+            self.unreported()
         self._services.events.executed(
             launched.subject,
             pid=launched.handle.pid,
@@ -72,35 +77,79 @@ class Reports:
         self._run_log.error(
             f"Failed to submit flow run '{self._flow_run.name}' to infrastructure.\n{message}"
         )
-        await self.crashed(message)
+        await self._last_words(partial(self._crashed, message))
 
-    async def crashed(self, message: str) -> None:
+    async def cancelled(self, message: str, *, force: bool = False) -> None:
+        """Report a run that was cancelled; nothing of it is alive."""
+        await self._last_words(partial(self._cancelled, message, force=force))
+
+    async def given_back(self, claim: Claim, message: str) -> None:
+        """Return a run that was claimed but not started."""
+        await self._last_words(partial(self._given_back, claim, message))
+
+    async def failed(self, error: Exception, *, claimed: bool) -> None:
+        """The last resort: an error of our own, or of a server that keeps refusing to answer.
+
+        A run that was not claimed is not ours to judge. Raises nothing but cancellation.
+        """
+        self._log.error("flow_run.error", reason=str(error), exc_info=error)
+        if not claimed:
+            return
+        message = f"The worker failed while handling the run: {type(error).__name__}: {error}"
+        try:
+            await self._last_words(partial(self._crashed, message))
+        except Exception as refusal:  # noqa: BLE001 - nothing is left to try
+            self.unreported(str(refusal))
+
+    def unreported(self, reason: str = "the server did not answer in time") -> None:
+        """Say that the server may still show a state that is not so."""
+        self._log.error("flow_run.unreported", reason=reason)
+
+    async def _last_words(self, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(FINAL_REPORT_LIMIT, shield=True) as scope:
+                await call()
+            if scope.cancelled_caught:
+                self.unreported()
+            raise
+
+    async def _report(self, claim: Claim, launched: Launched, ended: Ended, word: Word) -> None:
+        outcome = await self._conclude(claim, ended, word)
+        match outcome.verdict:
+            case Verdict.CRASHED:
+                self._show_last_output(launched, ended.exit)
+                await self._crashed(outcome.message)
+            case Verdict.CANCELLED:
+                await self._cancelled(outcome.message)
+            case Verdict.SETTLED:
+                self._reported(outcome)
+
+    async def _crashed(self, message: str) -> None:
         """Propose Crashed; a run that is being cancelled can only become Cancelled (PROTOCOL 2.6)."""
         if await self._insist(partial(self._services.states.crash, self._flow_run.id, message)):
             self._run_log.info(f"Reported flow run '{self._flow_run.id}' as crashed: {message}")
             self._reported(Outcome(Verdict.CRASHED, message))
         elif await self._is_cancelling():
-            await self.cancelled(BEFORE_START)
+            await self._cancelled(BEFORE_START)
         else:
             self._reported(Outcome(Verdict.SETTLED, "the run has already ended"))
 
-    async def cancelled(self, message: str, *, force: bool = False) -> None:
-        """Propose Cancelled; nothing of the run is alive any more."""
-        await self._insist(partial(self._services.states.cancel, self._flow_run.id, message, force=force))
-        self._reported(Outcome(Verdict.CANCELLED, message))
+    async def _cancelled(self, message: str, *, force: bool = False) -> None:
+        if await self._insist(partial(self._services.states.cancel, self._flow_run.id, message, force=force)):
+            self._reported(Outcome(Verdict.CANCELLED, message))
+        else:
+            self._reported(Outcome(Verdict.SETTLED, "the run has already ended"))
 
-    async def given_back(self, claim: Claim) -> None:
-        """Return a run that was claimed but not started, because the daemon is ending."""
-        await self._services.states.give_back(claim, now=self._services.now())
-        self._log.info("flow_run.given_back", reason="the daemon stopped before the run was started")
-
-    async def failed(self, error: Exception) -> None:
-        """The last resort: an error of our own, or of a server that keeps refusing to answer."""
-        self._log.error("flow_run.error", reason=str(error), exc_info=error)
-        try:
-            await self.crashed(f"The worker failed while handling the run: {type(error).__name__}: {error}")
-        except ApiError as refusal:
-            self._log.error("flow_run.unreported", reason=str(refusal))
+    async def _given_back(self, claim: Claim, message: str) -> None:
+        give_back = partial(self._services.states.give_back, claim, message, now=self._services.now())
+        if await self._insist(give_back):
+            self._log.warning("flow_run.given_back", reason=message)
+        elif await self._is_cancelling():
+            await self._cancelled(BEFORE_START)
+        else:
+            self._reported(Outcome(Verdict.SETTLED, "the run is not ours any more"))
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Ask until the server gives a sound answer, for `PATIENCE` seconds at least.
@@ -120,8 +169,7 @@ class Reports:
             await anyio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _conclude(self, claim: Claim, launched: Launched, ended: Ended) -> Outcome:
-        word = await self._services.control.finish(launched.token)
+    async def _conclude(self, claim: Claim, ended: Ended, word: Word) -> Outcome:
         if isinstance(word, Receipt) and word.disposition is Disposition.STATE_REPORTED:
             # The engine's own word that it has reported how the attempt ended (PROTOCOL 4.4).
             return Outcome(Verdict.SETTLED, f"the run is {word.state_name}")

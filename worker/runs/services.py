@@ -9,6 +9,7 @@ from worker.api.client import PrefectClient
 from worker.api.models import FlowRun
 from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
+from worker.runs.claims import Claims
 from worker.runs.in_flight import InFlight
 from worker.runs.outbox import Outbox
 from worker.runs.preparation import Preparation
@@ -21,6 +22,7 @@ class Services:
     """The daemon's services as an execution sees them; `kill_grace` is in seconds."""
 
     client: PrefectClient
+    claims: Claims
     states: States
     preparation: Preparation
     launcher: Launcher

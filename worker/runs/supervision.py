@@ -22,6 +22,9 @@ from worker.runs.preparation import Prepared
 from worker.runs.services import Services
 from worker.runs.worker_events import Subject
 
+# How long a run that has ended waits for its announcement to get through, in seconds.
+ANNOUNCE_GRACE = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Launched:
@@ -70,14 +73,16 @@ class Supervision:
     async def until_exit(self) -> Ended:
         """Wait for the end, passing on the process's output and any cancellation of its run."""
         done = anyio.Event()
+        announcing = anyio.CancelScope()
         async with anyio.create_task_group() as attending:
-            attending.start_soon(self._announce)
+            attending.start_soon(self._announce, announcing)
             if self._launched.prepared.spec.stream_output:
                 attending.start_soon(self._forward_output, done)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._obey_cancellation)
                 await self._launched.handle.wait()
                 watching.cancel_scope.cancel()
+            announcing.deadline = anyio.current_time() + ANNOUNCE_GRACE
             await self._sweep()
             done.set()
         return self._ended(await self._launched.handle.wait())
@@ -99,8 +104,15 @@ class Supervision:
             submitted_event=self._submitted_event,
         )
 
-    async def _announce(self) -> None:
-        """Tell the server where the run is, as Prefect's worker does (PROTOCOL 2.7, 2.8, 2.10)."""
+    async def _announce(self, scope: anyio.CancelScope) -> None:
+        """Tell the server where the run is, as Prefect's worker does (PROTOCOL 2.7, 2.8, 2.10).
+
+        It is information only, so the run's end does not wait for it for long.
+        """
+        with scope:
+            await self._tell_where()
+
+    async def _tell_where(self) -> None:
         services, launched = self._services, self._launched
         self._submitted_event = services.events.submitted(launched.subject)
         pid = f"{services.hostname}:{launched.handle.pid}"
@@ -125,7 +137,10 @@ class Supervision:
         def sink(line: str) -> None:
             self._services.print_output(self._launched.flow_run, line)
 
-        await follow(self._launched.output, sink=sink, done=done)
+        try:
+            await follow(self._launched.output, sink=sink, done=done)
+        except OSError as error:
+            self._log.warning("output.unreadable", reason=str(error))
 
     async def _obey_cancellation(self) -> None:
         """Cancel through the control channel, so that the engine runs its hooks; then end the process."""
@@ -133,8 +148,10 @@ class Supervision:
         self._intent = Intent.CANCEL
         result = await self._services.control.send_intent(self._launched.token, ControlIntent.CANCEL)
         self._log.info("flow_run.cancelling", engine=result.value)
-        if result is not IntentResult.ALREADY_CONCLUDED:
-            await self._launched.handle.stop(grace=self._services.kill_grace)
+        if result is IntentResult.ALREADY_CONCLUDED:
+            # It has reported and is about to end by itself.
+            await anyio.sleep(self._services.kill_grace)
+        await self._launched.handle.stop(grace=self._services.kill_grace)
 
     async def _sweep(self) -> None:
         """Whatever the run left behind ends with it; it could hold the output open for ever."""

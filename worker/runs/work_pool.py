@@ -3,7 +3,8 @@
 Owns the latest pool as the server described it. Which runs to take from it is the poller's business.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -43,6 +44,7 @@ class WorkPoolKeeper:
         create: bool,
         base_job_template: Mapping[str, Any] | None,
         heartbeat_interval: float,
+        now: Callable[[], datetime],
     ) -> None:
         self._client = client
         self._name = name
@@ -54,6 +56,8 @@ class WorkPoolKeeper:
         self._log = structlog.get_logger()
         self._paused: bool | None = None
         self._paused_queues: frozenset[str] = frozenset()
+        self._now = now
+        self.last_beat: datetime | None = None
         self.worker_id: str | None = None
         self.current: WorkPool | None = None
 
@@ -111,9 +115,10 @@ class WorkPoolKeeper:
 
     async def _beat(self) -> None:
         worker_id = await self._client.send_heartbeat(
-            self._name, self._worker_name, int(self.heartbeat_interval)
+            self._name, self._worker_name, max(1, int(self.heartbeat_interval))
         )
         self.worker_id = worker_id or self.worker_id
+        self.last_beat = self._now()
         self._remember(await self._client.read_work_pool(self._name))
         await self._look_at_queues()
 

@@ -1,0 +1,179 @@
+"""Winning and losing claims, and finding out which when the answer is lost."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.support.canned import CannedServer
+from worker.api.models import FlowRun, State
+from worker.runs.claims import TRIES, Claim, Claims, Lost, Standing, judge_standing
+
+pytestmark = pytest.mark.anyio
+
+POLLED_STATE = str(uuid4())
+RUN = FlowRun.read(
+    {"id": str(uuid4()), "state_type": "SCHEDULED", "state_name": "Scheduled", "state_id": POLLED_STATE}
+)
+PATH = f"/flow_runs/{RUN.id}/set_state"
+OURS = uuid4()
+
+
+def state(kind: str, *, transition_id: UUID | str | None = None, name: str | None = None) -> dict[str, Any]:
+    details = {"transition_id": str(transition_id)} if transition_id else {}
+    return {"type": kind, "name": name or kind.capitalize(), "state_details": details}
+
+
+def answer(status: str, current: dict[str, Any] | None, reason: str | None = None) -> dict[str, Any]:
+    return {"status": status, "state": current, "details": {"type": "x", "reason": reason}}
+
+
+def run_as(kind: str, *, transition_id: UUID | None = None, state_id: str | None = None) -> dict[str, Any]:
+    return {
+        "id": str(RUN.id),
+        "state_type": kind,
+        "state_id": state_id or str(uuid4()),
+        "state": state(kind, transition_id=transition_id),
+    }
+
+
+async def claim(server: CannedServer, transition_id: UUID | None = None) -> Claim | Lost:
+    async def no_sleep(_seconds: float) -> None:
+        pass
+
+    async with server.client() as client:
+        return await Claims(client=client, sleep=no_sleep).claim(RUN, transition_id=transition_id)
+
+
+async def test_accepted_is_won_under_the_name_pending() -> None:
+    server = CannedServer()
+    server.on("POST", PATH, answer("ACCEPT", state("PENDING")), status=201)
+    won = await claim(server)
+    assert isinstance(won, Claim)
+    sent = server.bodies("POST", PATH)[0]["state"]
+    assert (sent["type"], sent["name"]) == ("PENDING", "Pending")
+    assert sent["state_details"]["transition_id"] == str(won.transition_id)
+
+
+@pytest.mark.parametrize("status", ["REJECT", "ABORT"])
+async def test_our_own_earlier_proposal_is_won(status: str) -> None:
+    """The answer to the first try was lost; the second try is told that the state is there already."""
+    ours = uuid4()
+    server = CannedServer()
+    server.on("POST", PATH, answer(status, state("PENDING", transition_id=ours), "already made"))
+    assert isinstance(await claim(server, ours), Claim)
+
+
+@pytest.mark.parametrize(
+    "current",
+    [
+        answer("ABORT", state("PENDING", transition_id=uuid4()), "This run is in a PENDING state"),
+        answer("REJECT", state("CANCELLED")),
+        answer("REJECT", state("SCHEDULED", name="AwaitingConcurrencySlot")),
+        answer("ACCEPT", state("SCHEDULED")),
+        answer("ABORT", None),
+    ],
+)
+async def test_anything_else_is_lost(current: dict[str, Any]) -> None:
+    server = CannedServer()
+    server.on("POST", PATH, current)
+    lost = await claim(server)
+    assert isinstance(lost, Lost)
+    assert lost.reason
+
+
+async def test_a_deleted_run_is_lost() -> None:
+    server = CannedServer()
+    server.on("POST", PATH, {"exception_message": "Flow run not found"}, status=404)
+    assert isinstance(await claim(server), Lost)
+
+
+def refuse(server: CannedServer, *, status: int = 503, then: dict[str, Any] | None = None) -> list[Any]:
+    """Refuse the claim once (for ever without `then`), and answer `then` afterwards; gives what was sent."""
+    sent: list[Any] = []
+
+    def handle(body: Any) -> tuple[int, Any]:
+        sent.append(body["state"]["state_details"]["transition_id"])
+        if then is None or len(sent) == 1:
+            return status, {"exception_message": "Service Unavailable"}
+        return 201, then
+
+    server.on_call("POST", PATH, handle)
+    return sent
+
+
+async def test_an_unanswered_try_is_repeated_while_nobody_has_touched_the_run() -> None:
+    server = CannedServer()
+    sent = refuse(server, then=answer("ACCEPT", state("PENDING")))
+    server.on("GET", f"/flow_runs/{RUN.id}", run_as("SCHEDULED", state_id=POLLED_STATE))
+    assert isinstance(await claim(server, OURS), Claim)
+    assert sent == [str(OURS), str(OURS)]
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_run_finished_by_another_worker_meanwhile_is_not_started_again(status: int) -> None:
+    server = CannedServer()
+    sent = refuse(server, status=status, then=answer("ACCEPT", state("PENDING")))
+    server.on("GET", f"/flow_runs/{RUN.id}", run_as("COMPLETED"))
+    assert isinstance(await claim(server), Lost)
+    assert len(sent) == 1
+
+
+async def test_an_answer_that_was_lost_is_found_on_the_run() -> None:
+    server = CannedServer()
+    sent = refuse(server)
+    server.on("GET", f"/flow_runs/{RUN.id}", run_as("PENDING", transition_id=OURS))
+    assert isinstance(await claim(server, OURS), Claim)
+    assert len(sent) == 1
+
+
+async def test_a_run_the_server_never_lets_us_claim_is_left_to_a_later_poll() -> None:
+    server = CannedServer()
+    sent = refuse(server, status=403)
+    server.on("GET", f"/flow_runs/{RUN.id}", run_as("SCHEDULED", state_id=POLLED_STATE))
+    assert isinstance(await claim(server), Lost)
+    assert len(sent) == TRIES
+
+
+async def test_a_run_that_cannot_be_read_is_not_ours() -> None:
+    server = CannedServer()
+    refuse(server)
+    server.on("GET", f"/flow_runs/{RUN.id}", {"detail": "Forbidden"}, status=403)
+    assert isinstance(await claim(server), Lost)
+
+
+def entry(kind: str, second: int, transition_id: UUID | None = None) -> State:
+    stamp = datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC).isoformat()
+    return State.read({**state(kind, transition_id=transition_id), "timestamp": stamp})
+
+
+@pytest.mark.parametrize(
+    ("current", "history", "standing"),
+    [
+        (run_as("SCHEDULED", state_id=POLLED_STATE), [], Standing.UNTOUCHED),
+        (run_as("SCHEDULED"), [], Standing.THEIRS),
+        (run_as("PENDING", transition_id=OURS), [], Standing.OURS),
+        (run_as("PENDING", transition_id=uuid4()), [], Standing.THEIRS),
+        (run_as("RUNNING"), [], Standing.THEIRS),
+        (run_as("COMPLETED"), [], Standing.THEIRS),
+        (run_as("CANCELLING"), [entry("PENDING", 1, OURS)], Standing.OURS_CANCELLING),
+        (
+            run_as("CANCELLING"),
+            [entry("PENDING", 9, uuid4()), entry("PENDING", 1, OURS)],
+            Standing.THEIRS,
+        ),
+        (run_as("CANCELLING"), [], Standing.THEIRS),
+    ],
+)
+def test_how_a_run_stands(current: dict[str, Any], history: list[State], standing: Standing) -> None:
+    found = judge_standing(polled=RUN, current=FlowRun.read(current), history=history, transition_id=OURS)
+    assert found is standing
+
+
+async def test_a_claim_cancelled_before_its_answer_came_is_still_ours() -> None:
+    server = CannedServer()
+    refuse(server)
+    server.on("GET", f"/flow_runs/{RUN.id}", run_as("CANCELLING"))
+    server.on("GET", "/flow_run_states/", [state("PENDING", transition_id=OURS), state("CANCELLING")])
+    assert isinstance(await claim(server, OURS), Claim)

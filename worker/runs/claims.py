@@ -1,0 +1,147 @@
+"""Winning a flow run: Scheduled to Pending, exactly once among all workers (PROTOCOL 2.6).
+
+Owns the judgement whether a run is ours when answers are lost, late or refused. A finished run accepts
+Pending, so a claim is never repeated on the strength of an old poll answer: after any try that was not
+answered, the run is read again, and the claim goes on only if nobody has touched it.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+from uuid import UUID, uuid4
+
+import structlog
+
+from worker.api.client import PrefectClient
+from worker.api.errors import ApiError, NotFound
+from worker.api.models import FlowRun, SetStateAnswer, State, StateType
+
+# How often one claim is proposed before the run is left to a later poll, and how long to wait in between:
+# SQLite servers refuse writes for milliseconds (PROTOCOL 1.5).
+TRIES = 6
+FIRST_PAUSE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A flow run that is ours: the server moved it from Scheduled to Pending on our proposal."""
+
+    flow_run: FlowRun
+    transition_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A flow run that is not ours to run, and why."""
+
+    reason: str
+
+
+class Standing(StrEnum):
+    """How a run stands towards a claim of ours whose answer is not known."""
+
+    UNTOUCHED = "nobody has claimed it"
+    OURS = "our claim has been accepted"
+    OURS_CANCELLING = "our claim has been accepted, and the run is being cancelled"
+    THEIRS = "it is another worker's, or over"
+    GONE = "the run no longer exists"
+
+
+class Claims:
+    """Claims runs and finds out what became of a claim; one for the daemon's life.
+
+    `sleep` waits between two tries, in seconds.
+    """
+
+    def __init__(self, *, client: PrefectClient, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._client = client
+        self._sleep = sleep
+        self._log = structlog.get_logger()
+
+    async def claim(self, flow_run: FlowRun, *, transition_id: UUID | None = None) -> Claim | Lost:
+        """Propose Pending, under this name only: under another one two workers could both win.
+
+        The transition id is the same at every try. A try is sent once; whatever goes wrong with it, the
+        run itself tells how things stand before the next one. Raises nothing the server can cause.
+        """
+        transition_id = transition_id or uuid4()
+        pause = FIRST_PAUSE
+        reason = "it was not proposed"
+        for attempt in range(1, TRIES + 1):
+            try:
+                answer = await self._client.set_state(
+                    flow_run.id,
+                    type=StateType.PENDING,
+                    name="Pending",
+                    transition_id=transition_id,
+                    max_tries=1,
+                )
+            except NotFound:
+                return Lost(Standing.GONE.value)
+            except ApiError as error:
+                self._log.debug("flow_run.claim_unanswered", reason=str(error), attempt=attempt)
+                reason = str(error)
+            else:
+                return judge_claim(answer, flow_run=flow_run, transition_id=transition_id)
+            standing = await self.standing(flow_run, transition_id)
+            match standing:
+                case Standing.OURS | Standing.OURS_CANCELLING:
+                    # A cancellation is the execution's to carry out, as if it had come a moment later.
+                    return Claim(flow_run=flow_run, transition_id=transition_id)
+                case Standing.THEIRS | Standing.GONE:
+                    return Lost(standing.value)
+                case Standing.UNTOUCHED:
+                    await self._sleep(pause)
+                    pause *= 2
+                case _:
+                    assert_never(standing)
+        return Lost(f"the server did not take the claim: {reason}")
+
+    async def standing(self, flow_run: FlowRun, transition_id: UUID) -> Standing:
+        """Ask the server how a run stands that we have proposed to claim; waits out an unreachable server."""
+        try:
+            current = await self._client.read_flow_run(flow_run.id)
+            history: Sequence[State] = ()
+            if current.state_type is StateType.CANCELLING:
+                history = await self._client.read_flow_run_states(flow_run.id)
+        except NotFound:
+            return Standing.GONE
+        except ApiError as error:
+            # An answer that even patience does not get: nothing says that the run is ours.
+            self._log.warning("flow_run.standing_unknown", reason=str(error))
+            return Standing.THEIRS
+        return judge_standing(polled=flow_run, current=current, history=history, transition_id=transition_id)
+
+
+def judge_claim(answer: SetStateAnswer, *, flow_run: FlowRun, transition_id: UUID) -> Claim | Lost:
+    """Did we win? Accepted, or the current Pending state carries our id."""
+    state = answer.state
+    if state is None:
+        return Lost(f"the server answered {answer.status.value} without a state")
+    if state.type is StateType.PENDING and answer.accepted:
+        return Claim(flow_run=flow_run, transition_id=transition_id)
+    return Lost(answer.reason or f"the run is now {state.name or state.type.value}")
+
+
+def judge_standing(
+    *, polled: FlowRun, current: FlowRun, history: Sequence[State], transition_id: UUID
+) -> Standing:
+    """How the run stands, from what was polled, what is now, and (for a cancelled one) what has been."""
+    state = current.state
+    if state is not None and state.type is StateType.PENDING:
+        ours = state.state_details.transition_id == transition_id
+        return Standing.OURS if ours else Standing.THEIRS
+    if current.state_type is StateType.SCHEDULED:
+        unchanged = polled.state_id is None or current.state_id == polled.state_id
+        return Standing.UNTOUCHED if unchanged else Standing.THEIRS
+    if current.state_type is StateType.CANCELLING:
+        claims = [one for one in history if one.type is StateType.PENDING]
+        last = max(claims, key=_time, default=None)
+        if last is not None and last.state_details.transition_id == transition_id:
+            return Standing.OURS_CANCELLING
+    return Standing.THEIRS
+
+
+def _time(state: State) -> float:
+    return state.timestamp.timestamp() if state.timestamp else 0.0
