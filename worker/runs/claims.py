@@ -98,12 +98,17 @@ class Claims:
                     assert_never(standing)
         return Lost(f"the server did not take the claim: {reason}")
 
-    async def standing(self, flow_run: FlowRun, transition_id: UUID) -> Standing:
-        """Ask the server how a run stands that we have proposed to claim; waits out an unreachable server."""
+    async def standing(self, flow_run: FlowRun, transition_id: UUID, *, held: bool = False) -> Standing:
+        """Ask the server how a run stands that we have proposed to claim; waits out an unreachable server.
+
+        `held`: the claim is known to have been accepted, so whoever cancels the run now cancels our claim.
+        """
         try:
             current = await self._client.read_flow_run(flow_run.id)
             history: Sequence[State] = ()
             if current.state_type is StateType.CANCELLING:
+                if held:
+                    return Standing.OURS_CANCELLING
                 history = await self._client.read_flow_run_states(flow_run.id)
         except NotFound:
             return Standing.GONE

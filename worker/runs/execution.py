@@ -163,7 +163,7 @@ class Execution:
         With the answer to our claim still on its way, the same claim is made again: what it says is certain.
         """
         with anyio.move_on_after(FINAL_REPORT_LIMIT, shield=True) as limit:
-            standing = await self._services.claims.standing(self._flow_run, transition_id)
+            standing = await self._services.claims.standing(self._flow_run, transition_id, held=answered)
             if standing is Standing.UNTOUCHED and not answered:
                 again = await self._services.claims.claim(self._flow_run, transition_id=transition_id)
                 standing = Standing.OURS if isinstance(again, Claim) else Standing.THEIRS
