@@ -125,6 +125,21 @@ async def test_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["outbox.dropped"]
 
 
+async def test_labels_are_sent_even_if_a_run_is_gone() -> None:
+    server = CannedServer()
+    gone = uuid4()
+    server.on("PATCH", f"/flow_runs/{gone}/labels", {"detail": "Flow run not found"}, status=404)
+    server.on("PATCH", f"/flow_runs/{RUN_ID}/labels", None, status=204)
+    with capture_logs() as logs:
+        async with server.client() as client:
+            box = make(client)
+            box.label(gone, {"a": "1"})
+            box.label(RUN_ID, {"a": "1"})
+            await box.flush_once()
+    assert server.bodies("PATCH", f"/flow_runs/{RUN_ID}/labels") == [{"a": "1"}]
+    assert not [entry for entry in logs if entry["log_level"] == "warning"]
+
+
 async def test_events_look_like_those_of_prefects_worker() -> None:
     server = CannedServer()
     server.on("POST", "/events", None, status=204)

@@ -1,4 +1,4 @@
-"""Log lines and events for the server: handed over at once, sent in the background.
+"""Log lines, events and labels for the server: handed over at once, sent in the background.
 
 What Prefect's worker writes into a run's log and emits as events, this daemon does too, so the run's page
 and the worker's page in Prefect's UI look as ever. Nothing here decides anything, so nothing here may hold
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,7 +18,7 @@ import anyio
 import structlog
 
 from worker.api.client import PrefectClient
-from worker.api.errors import ApiError
+from worker.api.errors import ApiError, NotFound
 from worker.api.records import LogRecord, WorkerEvent
 
 LOGGER_NAME = "prefect.flow_runs.worker"
@@ -77,6 +78,7 @@ class Outbox:
         self._interval = interval
         self._records: deque[LogRecord] = deque()
         self._events: deque[WorkerEvent] = deque()
+        self._labels: deque[tuple[UUID, Mapping[str, str]]] = deque()
         self._log = structlog.get_logger()
         self._degraded = False
         self._sending = anyio.Lock()
@@ -120,6 +122,11 @@ class Outbox:
         )
         return event_id
 
+    def label(self, flow_run_id: UUID, labels: Mapping[str, str]) -> None:
+        """Queue labels to be merged into those of a run (PROTOCOL 2.8)."""
+        self._make_room(self._labels, "labels")
+        self._labels.append((flow_run_id, dict(labels)))
+
     async def flush_once(self) -> float:
         """Send what is waiting; returns the seconds until the next look.
 
@@ -133,6 +140,11 @@ class Outbox:
                 events = [self._events.popleft() for _ in range(min(_BATCH, len(self._events)))]
                 await self._deliver(
                     "events", len(events), lambda events=events: self._client.create_events(events)
+                )
+            while self._labels:
+                flow_run_id, labels = self._labels.popleft()
+                await self._deliver(
+                    "labels", 1, partial(self._client.update_flow_run_labels, flow_run_id, labels)
                 )
         return self._interval
 
@@ -158,6 +170,9 @@ class Outbox:
     async def _deliver(self, what: str, count: int, send: Callable[[], Any]) -> None:
         try:
             await send()
+        except NotFound:
+            # Only labels name an object that may be gone: a run deleted meanwhile.
+            self._log.debug("outbox.moot", what=what)
         except ApiError as error:
             level = self._log.debug if self._degraded else self._log.warning
             level("outbox.dropped", what=what, count=count, reason=str(error))

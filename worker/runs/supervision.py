@@ -115,19 +115,19 @@ class Supervision:
     async def _tell_where(self) -> None:
         services, launched = self._services, self._launched
         self._submitted_event = services.events.submitted(launched.subject)
+        services.outbox.label(
+            launched.flow_run.id,
+            {
+                "prefect.worker.name": services.worker_name,
+                "prefect.worker.type": "process",
+                "prefect.work-pool.name": launched.prepared.work_pool.name,
+                "prefect.work-pool.id": str(launched.prepared.work_pool.id),
+            },
+        )
         pid = f"{services.hostname}:{launched.handle.pid}"
         try:
             await services.client.update_flow_run(launched.flow_run.id, infrastructure_pid=pid)
             self._infrastructure_pid = pid
-            await services.client.update_flow_run_labels(
-                launched.flow_run.id,
-                {
-                    "prefect.worker.name": services.worker_name,
-                    "prefect.worker.type": "process",
-                    "prefect.work-pool.name": launched.prepared.work_pool.name,
-                    "prefect.work-pool.id": str(launched.prepared.work_pool.id),
-                },
-            )
         except ApiError as error:
             self._log.warning("flow_run.not_announced", reason=str(error))
         else:
