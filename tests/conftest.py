@@ -13,7 +13,7 @@ import pytest
 from tests.support import leaks, services
 from tests.support.api import PrefectApi
 from tests.support.daemons import ROLE_DAEMON, ROLE_STOCK, StartWorker, worker_factory
-from tests.support.server import PrefectServer, running_server
+from tests.support.server import PrefectServer, running_server, snapshot
 
 TIERS_WITH_PROCESSES = ("server", "parity", "faults")
 TESTS = Path(__file__).parent
@@ -65,15 +65,27 @@ def nothing_left_behind(request: pytest.FixtureRequest, session_mark: str) -> It
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory, session_mark: str) -> Iterator[PrefectServer]:
+def prefect_server(
+    tmp_path_factory: pytest.TempPathFactory, session_mark: str, migrated_database: Path
+) -> Iterator[PrefectServer]:
     """The one server of the session, with default settings."""
     with running_server(tmp_path_factory.mktemp("server"), mark=session_mark) as server:
+        snapshot(server, migrated_database)
         yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's database right after its migrations; `prefect_server` leaves it here."""
+    return tmp_path_factory.mktemp("database") / "migrated.db"
 
 
 @pytest.fixture
 def start_prefect_server(
-    tmp_path_factory: pytest.TempPathFactory, session_mark: str
+    tmp_path_factory: pytest.TempPathFactory,
+    session_mark: str,
+    prefect_server: PrefectServer,
+    migrated_database: Path,
 ) -> Callable[..., AbstractContextManager[PrefectServer]]:
     """A server of the test's own: `with start_prefect_server(PREFECT_SERVER_…="…") as server`.
 
@@ -82,7 +94,9 @@ def start_prefect_server(
 
     def start(*, port: int | None = None, **settings: str) -> AbstractContextManager[PrefectServer]:
         directory = tmp_path_factory.mktemp("special-server")
-        return running_server(directory, mark=session_mark, port=port, settings=settings)
+        return running_server(
+            directory, mark=session_mark, port=port, settings=settings, database=migrated_database
+        )
 
     return start
 

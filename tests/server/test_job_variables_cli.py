@@ -16,6 +16,7 @@ from tests.support.api import PrefectApi
 from tests.support.daemons import StartWorker
 from tests.support.project import FLOWS, Project
 from tests.support.server import PrefectServer
+from tests.support.wait import wait_for
 
 PREFECT_YAML = """
 name: e2e
@@ -186,7 +187,7 @@ def test_the_flow_from_the_repository_ran_in_its_clone(cli_project: Project, run
     seen = cli_project.seen(runs["deploy"])
     assert "probe.py" in seen["files"]
     assert ".git" in seen["files"]
-    assert not Path(seen["cwd"]).exists(), "the clone ends with its run"
+    wait_for(lambda: not Path(seen["cwd"]).exists(), description="the clone ends with its run")
 
 
 def test_the_runs_carry_what_the_command_line_sent(api: PrefectApi, runs: dict[str, str]) -> None:

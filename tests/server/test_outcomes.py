@@ -13,6 +13,7 @@ import pytest
 from tests.support.api import Json, PrefectApi
 from tests.support.daemons import Worker
 from tests.support.project import FLOWS, Project
+from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -136,7 +137,7 @@ def test_a_deployment_with_a_path_runs_in_a_fresh_copy(module_project: Project, 
     seen = module_project.seen(runs["copied"])
     assert "probe.py" in seen["files"]
     assert not Path(seen["cwd"]).is_relative_to(FLOWS)
-    assert not Path(seen["cwd"]).exists()
+    wait_for(lambda: not Path(seen["cwd"]).exists(), description="the copy ends with its run")
 
 
 def test_working_dir_is_where_the_flow_runs(

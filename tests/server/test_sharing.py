@@ -32,7 +32,8 @@ def test_two_daemons_execute_each_run_of_a_pool_exactly_once(
     ledger = Counter(fact["run"] for fact in project.all_facts("interval"))
     assert ledger == Counter(runs)
     assert {run["run_count"] for run in finished} == {1}
-    assert {run["labels"]["prefect.worker.name"] for run in finished} == {one.name for one in workers}
+    labels = [api.wait_for_label(run_id, "prefect.worker.name") for run_id in runs]
+    assert set(labels) == {one.name for one in workers}
     for run_id in runs:
         assert api.state_names(run_id).count("Running") == 1
 

@@ -20,8 +20,9 @@ Json = dict[str, Any]
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 RUN_TIMEOUT = 150.0
 # A SQLite server answers 503 while another writer holds the database (PROTOCOL 1.5).
-_BUSY = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INTERNAL_SERVER_ERROR})
-_BUSY_TIMEOUT = 30.0
+_BUSY_TIMEOUT = 150.0
+# A write can wait a minute for the database before the server gives up; a POST is not to be sent twice.
+_ANSWER_TIMEOUT = 120.0
 
 
 class PrefectApi:
@@ -35,7 +36,7 @@ class PrefectApi:
         self._http = httpx.Client(
             base_url=api_url,
             auth=httpx.BasicAuth(user, password) if auth_string else None,
-            timeout=30,
+            timeout=_ANSWER_TIMEOUT,
             follow_redirects=True,
             trust_env=False,
             limits=httpx.Limits(max_keepalive_connections=0),
@@ -69,7 +70,7 @@ class PrefectApi:
                 response = self._http.request(method, path, json=body, headers=self._csrf_headers)
             except (httpx.ReadError, httpx.RemoteProtocolError):
                 return None
-            return None if response.status_code in _BUSY else response
+            return None if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE else response
 
         return wait_for(
             answer, timeout=_BUSY_TIMEOUT, interval=0.2, description=f"an answer to {method} {path}"
@@ -116,7 +117,7 @@ class PrefectApi:
         body = {
             "name": name,
             "type": kind,
-            "base_job_template": template or self.default_template(),
+            "base_job_template": self.default_template() if template is None else template,
             **fields,
         }
         return self.post("/work_pools/", body)["name"]
@@ -228,6 +229,14 @@ class PrefectApi:
             timeout=timeout,
             interval=0.2,
             description=lambda: f"{' or '.join(wanted)}: {self.story(run_id)}",
+        )
+
+    def wait_for_label(self, run_id: str, key: str) -> Any:
+        """Wait until the run has this label; its value."""
+        return wait_for(
+            lambda: self.flow_run(run_id)["labels"].get(key),
+            interval=0.2,
+            description=f"the label {key} of run {run_id}",
         )
 
     def wait_for_final(self, run_id: str, *, timeout: float = RUN_TIMEOUT) -> Json:

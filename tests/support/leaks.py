@@ -48,7 +48,7 @@ def leaked_processes(mark: str) -> list[str]:
 
 
 def left_run_directories() -> list[str]:
-    """What live daemons keep under their state directory's `runs` and in their temporary directory."""
+    """What live daemons keep in the `runs` of their state directory and in their temporary directory."""
     left: list[str] = []
     for service in services.running:
         if service.role != ROLE_DAEMON:
@@ -98,8 +98,6 @@ def _zombies(parents: set[int]) -> list[str]:
 
 
 def _run_directories(service: services.Service) -> list[Path]:
-    environment_home = service.home
-    if environment_home is None:
+    if service.home is None:
         return []
-    candidates = [environment_home / "state" / "runs", environment_home / "tmp"]
-    return [path for path in candidates if path.is_dir()]
+    return [*service.home.glob("state/*/runs"), service.home / "tmp"]

@@ -21,13 +21,15 @@ class Project:
         self.pool = pool
         self.out = out
 
-    def deploy(self, flow: str = "probe", *, parameters: Json | None = None, **fields: Any) -> str:
-        """A deployment of this flow, its facts going to `out`; its id."""
+    def deploy(
+        self, flow: str = "probe", *, file: str = "probe.py", parameters: Json | None = None, **fields: Any
+    ) -> str:
+        """A deployment of this flow of `file`, its facts going to `out`; its id."""
         if "path" not in fields:
             fields.setdefault("pull_steps", PULL_STEPS)
         return self.api.create_deployment(
             pool=self.pool,
-            entrypoint=f"probe.py:{flow}",
+            entrypoint=f"{file}:{flow}",
             flow=flow.replace("_", "-"),
             parameters={"out": str(self.out), **(parameters or {})},
             **fields,

@@ -1,0 +1,1 @@
+"""A module beside a nested flow, imported late."""
