@@ -31,7 +31,7 @@ demo: $(STAMP) ## See real flow runs, job variables from every layer, on a real 
 	@$(BIN)/python examples/demo.py $(if $(filter-out 0 no false,$(KEEP)),--keep)
 
 test: $(STAMP) ## Run the whole test suite: unit, server, parity, faults (ARGS='...' goes to pytest)
-	$(BIN)/python -m pytest -m "not ui" $(ARGS)
+	$(BIN)/python -m pytest -m "not ui" -n 2 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types (strict) and import layers
 	$(BIN)/ruff format --check $(SOURCES)

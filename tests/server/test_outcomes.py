@@ -218,7 +218,7 @@ def test_a_run_of_a_deployment_deleted_before_the_start_is_cancelled(
     if api.request("GET", f"/flow_runs/{run_id}").is_error:
         pytest.skip("this server deletes every run of a deployment with it")
     api.set_state(run_id, "SCHEDULED", name="AwaitingRetry")
-    daemon(pool=pool, args=("--run-once",))
-    run = api.wait_for_final(run_id)
-    assert run["state_type"] == "CANCELLED"
+    assert daemon(pool=pool, args=("--run-once",)).wait_exit() == 0
+    run = api.flow_run(run_id)
+    assert run["state_type"] == "CANCELLED", api.story(run_id)
     assert "no longer exists" in run["state"]["message"]

@@ -83,7 +83,8 @@ def test_paused_pools_and_queues_hold_their_runs_back(
     api.create_queue(pool, "held")
     api.update_queue(pool, "held", is_paused=True)
     held = api.create_flow_run(project.deploy(name="held", work_queue_name="held"))
-    worker = daemon(pool=pool)
+    # The pool is read with the heartbeat.
+    worker = daemon(pool=pool, env={"PREFECT_WORKER_HEARTBEAT_SECONDS": "1"})
     project.seen(project.run(name="free"))
     assert "Pending" not in api.state_names(held), "its queue is paused"
 
