@@ -38,7 +38,7 @@ def test_a_running_run_is_cancelled_with_its_hook_and_its_whole_tree(
     assert not module_project.facts(run_id, "woke")
 
 
-def test_a_run_that_ignores_sigterm_before_its_engine_began_is_cancelled(
+def test_a_run_whose_engine_has_not_begun_is_cancelled(
     api: PrefectApi, module_project: Project, worker: Worker
 ) -> None:
     program = (

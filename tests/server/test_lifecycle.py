@@ -12,6 +12,7 @@ from tests.support.daemons import StartWorker
 from tests.support.project import Project
 from tests.support.server import PrefectServer, free_port
 from tests.support.wait import wait_for
+from worker.daemon import EXIT_CONFIGURATION, EXIT_CREDENTIALS, EXIT_POOL
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -99,7 +100,7 @@ def test_credentials(daemon: StartWorker, start_prefect_server: StartServer, tmp
         wrong = daemon(
             pool=pool, at=server, env={"PREFECT_API_AUTH_STRING": "admin:not-this-8841"}, wait=False
         )
-        assert wrong.wait_exit() not in {0, -signal.SIGKILL}
+        assert wrong.wait_exit() == EXIT_CREDENTIALS
         assert "PREFECT_API_AUTH_STRING" in wrong.output()
         assert "not-this-8841" not in wrong.output()
         assert "Traceback" not in wrong.output()
@@ -111,7 +112,7 @@ def test_credentials(daemon: StartWorker, start_prefect_server: StartServer, tmp
 def test_a_pool_of_another_type_is_refused_with_a_sentence(api: PrefectApi, daemon: StartWorker) -> None:
     pool = api.create_pool(kind="docker", template={})
     worker = daemon(pool=pool, wait=False)
-    assert worker.wait_exit() not in {0, -signal.SIGKILL}
+    assert worker.wait_exit() == EXIT_POOL
     said = worker.output()
     assert pool in said
     assert "docker" in said
@@ -122,6 +123,6 @@ def test_a_pool_of_another_type_is_refused_with_a_sentence(api: PrefectApi, daem
 def test_no_address_is_a_sentence(pool: str, daemon: StartWorker, prefect_server: PrefectServer) -> None:
     environment = {name: value for name, value in prefect_server.env().items() if name != "PREFECT_API_URL"}
     worker = daemon(pool=pool, environment=environment, wait=False)
-    assert worker.wait_exit() not in {0, -signal.SIGKILL}
+    assert worker.wait_exit() == EXIT_CONFIGURATION
     assert "PREFECT_API_URL" in worker.output()
     assert "Traceback" not in worker.output()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.canned import CannedServer
 from worker.api.models import FlowRun, State
-from worker.runs.claims import TRIES, Claim, Claims, Lost, Standing, judge_standing
+from worker.runs.claims import TRIES, Claim, Claims, Lost, Orphaned, Standing, judge_standing
 
 pytestmark = pytest.mark.anyio
 
@@ -38,12 +38,14 @@ def run_as(kind: str, *, transition_id: UUID | None = None, state_id: str | None
     }
 
 
-async def claim(server: CannedServer, transition_id: UUID | None = None) -> Claim | Lost:
+async def claim(
+    server: CannedServer, transition_id: UUID | None = None, flow_run: FlowRun = RUN
+) -> Claim | Lost | Orphaned:
     async def no_sleep(_seconds: float) -> None:
         pass
 
     async with server.client() as client:
-        return await Claims(client=client, sleep=no_sleep).claim(RUN, transition_id=transition_id)
+        return await Claims(client=client, sleep=no_sleep).claim(flow_run, transition_id=transition_id)
 
 
 async def test_accepted_is_won_under_the_name_pending() -> None:
@@ -83,8 +85,19 @@ async def test_anything_else_is_lost(current: dict[str, Any]) -> None:
     assert lost.reason
 
 
+async def test_a_run_whose_deployment_is_gone_can_only_be_cancelled() -> None:
+    server = CannedServer()
+    deployment = uuid4()
+    orphan = RUN.model_copy(update={"deployment_id": deployment})
+    server.on("POST", PATH, {"detail": "Deployment not found"}, status=404)
+    server.on("GET", f"/flow_runs/{RUN.id}", run_as("SCHEDULED", state_id=POLLED_STATE))
+    server.on("GET", f"/deployments/{deployment}", {"detail": "Deployment not found"}, status=404)
+    assert isinstance(await claim(server, flow_run=orphan), Orphaned)
+
+
 async def test_a_deleted_run_is_lost() -> None:
     server = CannedServer()
+    server.on("GET", f"/flow_runs/{RUN.id}", {"detail": "Flow run not found"}, status=404)
     server.on("POST", PATH, {"exception_message": "Flow run not found"}, status=404)
     assert isinstance(await claim(server), Lost)
 

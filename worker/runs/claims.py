@@ -38,6 +38,11 @@ class Lost:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Orphaned:
+    """A flow run nobody can ever claim, because its deployment is gone."""
+
+
 class Standing(StrEnum):
     """How a run stands towards a claim of ours whose answer is not known."""
 
@@ -59,7 +64,7 @@ class Claims:
         self._sleep = sleep
         self._log = structlog.get_logger()
 
-    async def claim(self, flow_run: FlowRun, *, transition_id: UUID | None = None) -> Claim | Lost:
+    async def claim(self, flow_run: FlowRun, *, transition_id: UUID | None = None) -> Claim | Lost | Orphaned:
         """Propose Pending, under this name only: under another one two workers could both win.
 
         The transition id is the same at every try. A try is sent once; whatever goes wrong with it, the
@@ -78,7 +83,7 @@ class Claims:
                     max_tries=1,
                 )
             except NotFound:
-                return Lost(Standing.GONE.value)
+                return await self._what_is_missing(flow_run)
             except ApiError as error:
                 self._log.debug("flow_run.claim_unanswered", reason=str(error), attempt=attempt)
                 reason = str(error)
@@ -97,6 +102,21 @@ class Claims:
                 case _:
                     assert_never(standing)
         return Lost(f"the server did not take the claim: {reason}")
+
+    async def _what_is_missing(self, flow_run: FlowRun) -> Lost | Orphaned:
+        """A claim is "not found" for a deleted run, and for one whose deployment is gone (PROTOCOL 2.6)."""
+        try:
+            await self._client.read_flow_run(flow_run.id)
+        except ApiError:
+            return Lost(Standing.GONE.value)
+        try:
+            if flow_run.deployment_id is not None:
+                await self._client.read_deployment(flow_run.deployment_id)
+        except NotFound:
+            return Orphaned()
+        except ApiError as error:
+            return Lost(str(error))
+        return Lost(Standing.THEIRS.value)
 
     async def standing(self, flow_run: FlowRun, transition_id: UUID, *, held: bool = False) -> Standing:
         """Ask the server how a run stands that we have proposed to claim; waits out an unreachable server.

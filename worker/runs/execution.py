@@ -19,7 +19,7 @@ from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.launcher import LaunchError, Shortage
-from worker.runs.claims import Claim, Lost, Standing
+from worker.runs.claims import Claim, Lost, Orphaned, Standing
 from worker.runs.launch_spec import ControlAddress
 from worker.runs.outbox import RunLog
 from worker.runs.preparation import DeploymentGone, Prepared, Unpreparable, submission_failure
@@ -79,6 +79,9 @@ class Execution:
         except anyio.get_cancelled_exc_class():
             await self._undo(transition_id, answered=False)
             raise
+        if isinstance(answer, Orphaned):
+            await self._reports.orphaned()
+            return None
         if isinstance(answer, Lost):
             self._log.debug("flow_run.not_claimed", reason=answer.reason)
             return None
@@ -107,8 +110,7 @@ class Execution:
                 self._flow_run, control=address, fresh_directory=directory / "work"
             )
         except DeploymentGone:
-            message = f"Deployment {self._flow_run.deployment_id} no longer exists, cancelled run."
-            await self._reports.cancelled(message, force=True)
+            await self._reports.orphaned()
             return None
         except Unpreparable as error:
             await self._reports.not_started(str(error))
@@ -121,6 +123,7 @@ class Execution:
         self, claim: Claim, prepared: Prepared, directory: Path, address: ControlAddress
     ) -> Launched | None:
         output = directory / "output"
+        submitted = self._announce(prepared)
         try:
             handle = self._services.launcher.launch(prepared.spec, output=output)
         except Shortage as error:
@@ -138,8 +141,26 @@ class Execution:
             working_dir=str(prepared.spec.cwd),
         )
         return Launched(
-            flow_run=self._flow_run, handle=handle, prepared=prepared, output=output, token=address.token
+            flow_run=self._flow_run,
+            handle=handle,
+            prepared=prepared,
+            output=output,
+            token=address.token,
+            submitted_event=submitted,
         )
+
+    def _announce(self, prepared: Prepared) -> UUID:
+        """Say who runs it, as Prefect's worker does before it launches (PROTOCOL 2.8, 2.10)."""
+        self._services.outbox.label(
+            self._flow_run.id,
+            {
+                "prefect.worker.name": self._services.worker_name,
+                "prefect.worker.type": "process",
+                "prefect.work-pool.name": prepared.work_pool.name,
+                "prefect.work-pool.id": str(prepared.work_pool.id),
+            },
+        )
+        return self._services.events.submitted(prepared.subject(self._flow_run))
 
     async def _supervise(self, claim: Claim, launched: Launched) -> None:
         supervision = Supervision(

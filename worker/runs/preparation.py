@@ -34,6 +34,7 @@ from worker.runs.launch_spec import (
     protected_environment,
 )
 from worker.runs.work_pool import WorkPoolKeeper
+from worker.runs.worker_events import Subject
 
 
 class Unpreparable(Exception):
@@ -53,6 +54,12 @@ class Prepared:
     flow: Flow | None
     deployment: Deployment | None
     work_pool: WorkPool
+
+    def subject(self, flow_run: FlowRun) -> Subject:
+        """What the run's events relate to."""
+        return Subject(
+            flow_run=flow_run, flow=self.flow, deployment=self.deployment, work_pool=self.work_pool
+        )
 
 
 class Preparation:

@@ -66,10 +66,10 @@ class Reports:
         if scope.cancelled_caught:
             self.unreported()
         self._services.events.executed(
-            launched.subject,
+            launched.prepared.subject(self._flow_run),
             pid=launched.handle.pid,
             status_code=ended.exit.status_code,
-            submitted=ended.submitted_event,
+            submitted=launched.submitted_event,
         )
 
     async def not_started(self, message: str) -> None:
@@ -82,6 +82,11 @@ class Reports:
     async def cancelled(self, message: str, *, force: bool = False) -> None:
         """Report a run that was cancelled; nothing of it is alive."""
         await self._last_words(partial(self._cancelled, message, force=force))
+
+    async def orphaned(self) -> None:
+        """Report a run whose deployment is gone: nobody can start it any more (PROTOCOL 2.12)."""
+        message = f"Deployment {self._flow_run.deployment_id} no longer exists, cancelled run."
+        await self.cancelled(message, force=True)
 
     async def given_back(self, claim: Claim, message: str) -> None:
         """Return a run that was claimed but not started."""

@@ -20,7 +20,6 @@ from worker.runs.conclusion import Intent
 from worker.runs.outbox import RunLog
 from worker.runs.preparation import Prepared
 from worker.runs.services import Services
-from worker.runs.worker_events import Subject
 
 # How long a run that has ended waits for its announcement to get through, in seconds.
 ANNOUNCE_GRACE = 2.0
@@ -35,16 +34,7 @@ class Launched:
     prepared: Prepared
     output: Path
     token: str
-
-    @property
-    def subject(self) -> Subject:
-        """What the run's events relate to."""
-        return Subject(
-            flow_run=self.flow_run,
-            flow=self.prepared.flow,
-            deployment=self.prepared.deployment,
-            work_pool=self.prepared.work_pool,
-        )
+    submitted_event: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +44,6 @@ class Ended:
     exit: Exit
     intent: Intent
     infrastructure_pid: str | None
-    submitted_event: UUID | None
 
 
 class Supervision:
@@ -68,7 +57,6 @@ class Supervision:
         self._run_log = RunLog(launched.flow_run.id, services.outbox)
         self._intent = Intent.NONE
         self._infrastructure_pid: str | None = None
-        self._submitted_event: UUID | None = None
 
     async def until_exit(self) -> Ended:
         """Wait for the end, passing on the process's output and any cancellation of its run."""
@@ -101,7 +89,6 @@ class Supervision:
             exit=exit_,
             intent=self._intent,
             infrastructure_pid=self._infrastructure_pid,
-            submitted_event=self._submitted_event,
         )
 
     async def _announce(self, scope: anyio.CancelScope) -> None:
@@ -114,16 +101,6 @@ class Supervision:
 
     async def _tell_where(self) -> None:
         services, launched = self._services, self._launched
-        self._submitted_event = services.events.submitted(launched.subject)
-        services.outbox.label(
-            launched.flow_run.id,
-            {
-                "prefect.worker.name": services.worker_name,
-                "prefect.worker.type": "process",
-                "prefect.work-pool.name": launched.prepared.work_pool.name,
-                "prefect.work-pool.id": str(launched.prepared.work_pool.id),
-            },
-        )
         pid = f"{services.hostname}:{launched.handle.pid}"
         try:
             await services.client.update_flow_run(launched.flow_run.id, infrastructure_pid=pid)
