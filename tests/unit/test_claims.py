@@ -89,15 +89,13 @@ async def test_a_run_whose_deployment_is_gone_can_only_be_cancelled() -> None:
     server = CannedServer()
     deployment = uuid4()
     orphan = RUN.model_copy(update={"deployment_id": deployment})
-    server.on("POST", PATH, {"detail": "Deployment not found"}, status=404)
-    server.on("GET", f"/flow_runs/{RUN.id}", run_as("SCHEDULED", state_id=POLLED_STATE))
+    server.on("POST", PATH, answer("ABORT", state("SCHEDULED"), "Deployment not found."))
     server.on("GET", f"/deployments/{deployment}", {"detail": "Deployment not found"}, status=404)
     assert isinstance(await claim(server, flow_run=orphan), Orphaned)
 
 
 async def test_a_deleted_run_is_lost() -> None:
     server = CannedServer()
-    server.on("GET", f"/flow_runs/{RUN.id}", {"detail": "Flow run not found"}, status=404)
     server.on("POST", PATH, {"exception_message": "Flow run not found"}, status=404)
     assert isinstance(await claim(server), Lost)
 

@@ -83,12 +83,15 @@ class Claims:
                     max_tries=1,
                 )
             except NotFound:
-                return await self._what_is_missing(flow_run)
+                return Lost(Standing.GONE.value)
             except ApiError as error:
                 self._log.debug("flow_run.claim_unanswered", reason=str(error), attempt=attempt)
                 reason = str(error)
             else:
-                return judge_claim(answer, flow_run=flow_run, transition_id=transition_id)
+                judged = judge_claim(answer, flow_run=flow_run, transition_id=transition_id)
+                if isinstance(judged, Lost) and _is_scheduled(answer):
+                    return await self._why_refused(flow_run, judged)
+                return judged
             standing = await self.standing(flow_run, transition_id)
             match standing:
                 case Standing.OURS | Standing.OURS_CANCELLING:
@@ -103,20 +106,16 @@ class Claims:
                     assert_never(standing)
         return Lost(f"the server did not take the claim: {reason}")
 
-    async def _what_is_missing(self, flow_run: FlowRun) -> Lost | Orphaned:
-        """A claim is "not found" for a deleted run, and for one whose deployment is gone (PROTOCOL 2.6)."""
-        try:
-            await self._client.read_flow_run(flow_run.id)
-        except ApiError:
-            return Lost(Standing.GONE.value)
+    async def _why_refused(self, flow_run: FlowRun, lost: Lost) -> Lost | Orphaned:
+        """A run that the server will not give to anybody may have lost its deployment (PROTOCOL 2.6)."""
         try:
             if flow_run.deployment_id is not None:
                 await self._client.read_deployment(flow_run.deployment_id)
         except NotFound:
             return Orphaned()
         except ApiError as error:
-            return Lost(str(error))
-        return Lost(Standing.THEIRS.value)
+            self._log.debug("flow_run.refusal_unexplained", reason=str(error))
+        return lost
 
     async def standing(self, flow_run: FlowRun, transition_id: UUID, *, held: bool = False) -> Standing:
         """Ask the server how a run stands that we have proposed to claim; waits out an unreachable server.
@@ -147,6 +146,10 @@ def judge_claim(answer: SetStateAnswer, *, flow_run: FlowRun, transition_id: UUI
     if state.type is StateType.PENDING and answer.accepted:
         return Claim(flow_run=flow_run, transition_id=transition_id)
     return Lost(answer.reason or f"the run is now {state.name or state.type.value}")
+
+
+def _is_scheduled(answer: SetStateAnswer) -> bool:
+    return answer.state is not None and answer.state.type is StateType.SCHEDULED
 
 
 def judge_standing(
