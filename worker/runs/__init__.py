@@ -10,7 +10,7 @@ A run passes through these modules, each step handing a frozen value to the next
       job_variables  the layers become one job configuration (placeholders fills the values in)
       launch_spec    configuration, settings and attribution become argv, environment and directory
       (processes)    the process is started, watched and ended by the package beside this one
-      supervision    the process is announced, listened to, cancelled if need be, cleaned up after
+      supervision    the process is noted, listened to, cancelled if need be, cleaned up after
       conclusion     how the process ended and what the server says become one outcome
       reports        the outcome is told: states has the transitions (Crashed, Cancelled, Scheduled again)
     cancellations  asks which runs in flight are being cancelled

@@ -1,4 +1,4 @@
-"""A launched process from its first breath to its last: announced, listened to, cancelled, cleaned up after.
+"""A launched process from its first breath to its last: noted, listened to, cancelled, cleaned up after.
 
 Owns nothing that outlives the process. What its end means for the run is `conclusion`'s decision.
 """
@@ -21,8 +21,8 @@ from worker.runs.outbox import RunLog
 from worker.runs.preparation import Prepared
 from worker.runs.services import Services
 
-# How long a run that has ended waits for its announcement to get through, in seconds.
-ANNOUNCE_GRACE = 2.0
+# How long a run that has ended waits for its pid to get through, in seconds.
+NOTE_GRACE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +61,16 @@ class Supervision:
     async def until_exit(self) -> Ended:
         """Wait for the end, passing on the process's output and any cancellation of its run."""
         done = anyio.Event()
-        announcing = anyio.CancelScope()
+        noting = anyio.CancelScope()
         async with anyio.create_task_group() as attending:
-            attending.start_soon(self._announce, announcing)
+            attending.start_soon(self._note_pid, noting)
             if self._launched.prepared.spec.stream_output:
                 attending.start_soon(self._forward_output, done)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._obey_cancellation)
                 await self._launched.handle.wait()
                 watching.cancel_scope.cancel()
-            announcing.deadline = anyio.current_time() + ANNOUNCE_GRACE
+            noting.deadline = anyio.current_time() + NOTE_GRACE
             await self._sweep()
             done.set()
         return self._ended(await self._launched.handle.wait())
@@ -91,24 +91,21 @@ class Supervision:
             infrastructure_pid=self._infrastructure_pid,
         )
 
-    async def _announce(self, scope: anyio.CancelScope) -> None:
-        """Tell the server where the run is, as Prefect's worker does (PROTOCOL 2.7, 2.8, 2.10).
+    async def _note_pid(self, scope: anyio.CancelScope) -> None:
+        """Tell the server where the process is (PROTOCOL 2.7).
 
-        It is information only, so the run's end does not wait for it for long.
+        It is information only, so the run's end does not wait for it for long: `scope` is given a deadline then.
         """
+        run = self._launched.flow_run
+        pid = f"{self._services.hostname}:{self._launched.handle.pid}"
         with scope:
-            await self._tell_where()
-
-    async def _tell_where(self) -> None:
-        services, launched = self._services, self._launched
-        pid = f"{services.hostname}:{launched.handle.pid}"
-        try:
-            await services.client.update_flow_run(launched.flow_run.id, infrastructure_pid=pid)
+            try:
+                await self._services.client.update_flow_run(run.id, infrastructure_pid=pid)
+            except ApiError as error:
+                self._log.warning("flow_run.pid_not_noted", reason=str(error))
+                return
             self._infrastructure_pid = pid
-        except ApiError as error:
-            self._log.warning("flow_run.not_announced", reason=str(error))
-        else:
-            self._run_log.info(f"Flow run '{launched.flow_run.name}' submitted to infrastructure")
+            self._run_log.info(f"Flow run '{run.name}' submitted to infrastructure")
 
     async def _forward_output(self, done: anyio.Event) -> None:
         def sink(line: str) -> None:
