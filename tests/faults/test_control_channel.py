@@ -14,6 +14,7 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
+from structlog.testing import capture_logs
 
 from tests.support.leaks import open_descriptors
 from tests.support.processes import Launches
@@ -321,20 +322,22 @@ async def test_those_who_say_nothing_are_shown_out_and_others_get_their_turn() -
             await stranger.aclose()
 
 
-async def test_a_daemon_without_a_free_descriptor_listens_on() -> None:
-    async with listening() as channel:
-        token = channel.register("run")
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with socket.create_connection(("127.0.0.1", channel.port)) as connection:
-            free = os.dup(connection.fileno())
-            os.close(free)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-            try:
-                await anyio.wait_all_tasks_blocked()
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            connection.sendall(token.encode() + b"\n")
-            await wait_until(lambda: channel.connected(token), description="the connection")
+async def test_a_daemon_without_a_free_descriptor_says_so_once_and_listens_on() -> None:
+    with capture_logs() as logs:
+        async with listening() as channel:
+            token = channel.register("run")
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with socket.create_connection(("127.0.0.1", channel.port)) as connection:
+                free = os.dup(connection.fileno())
+                os.close(free)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+                try:
+                    await wait_until(lambda: logs, description="the connection that could not be accepted")
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                connection.sendall(token.encode() + b"\n")
+                await wait_until(lambda: channel.connected(token), description="the connection")
+    assert [entry["event"] for entry in logs] == ["control.cannot_accept"]
 
 
 # Prefect's own child

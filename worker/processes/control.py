@@ -32,6 +32,9 @@ _HELLO = b"\x00PF"
 _VERSION_2 = 2
 _RECEIPTS = 1
 _RECEIPT, _RECEIPT_ACK, _INTENT_ACK = b"\x01", b"\x02", b"a"
+# accept(2): a connection that was given up, or nothing left to accept it with.
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED}
+_SHORTAGE_PAUSE = 0.1
 _GONE = (anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
@@ -199,19 +202,17 @@ class ControlChannel:
                 await listeners.aclose()
 
     async def _accept(self, listener: SocketListener) -> SocketStream:
+        short = False
         while True:
             try:
                 return await listener.accept()
             except OSError as error:
-                if error.errno not in {
-                    errno.EMFILE,
-                    errno.ENFILE,
-                    errno.ENOBUFS,
-                    errno.ENOMEM,
-                    errno.ECONNABORTED,
-                }:
+                if error.errno not in _SHORTAGES:
                     raise
-                await anyio.sleep(0.1)  # the connection waits in the backlog until a descriptor is free
+                if not short:
+                    self._log.warning("control.cannot_accept", reason=str(error), hint="raise `ulimit -n`")
+                short = True
+                await anyio.sleep(_SHORTAGE_PAUSE)  # the connection waits in the backlog meanwhile
 
     async def _converse(self, stream: SocketStream, strangers: anyio.Semaphore) -> None:
         async with stream:
