@@ -137,9 +137,45 @@ def _start_flags(parser: argparse.ArgumentParser) -> None:
         "--python", metavar="FILE", help="interpreter that flows run in (default: the one headrace runs in)"
     )
     _mode_flag(ours)
-    ours.add_argument("--state-dir", metavar="DIR", help="where runs keep their directories while they run")
+    ours.add_argument(
+        "--state-dir", metavar="DIR", help="where the journal and the runs' directories are kept"
+    )
+    _stop_flags(ours)
+    ours.add_argument(
+        "--max-late",
+        metavar="DURATION",
+        help="cancel runs made by a schedule that are more than this late, such as 15m or 2h (default: run them)",
+    )
+    ours.add_argument(
+        "--only-latest",
+        action=argparse.BooleanOptionalAction,
+        help="of a deployment's overdue scheduled runs, run the latest and cancel the others (default: run all)",
+    )
+    ours.add_argument(
+        "--output-limit",
+        metavar="SIZE",
+        help="how much of one run's output is kept on disk, such as 64MiB (default: 100MiB)",
+    )
     ours.add_argument("--log-format", choices=("auto", "console", "json"), help="default: auto")
     ours.add_argument("--log-level", choices=("debug", "info", "warning", "error"), type=str.lower)
+
+
+def _stop_flags(parser: Any) -> None:
+    parser.add_argument(
+        "--drain-timeout",
+        metavar="DURATION",
+        help="end the runs that have not finished this long after the first SIGTERM (default: wait for them)",
+    )
+    parser.add_argument(
+        "--on-timeout",
+        choices=("crash", "reschedule"),
+        help="what a run becomes that a stop cuts short: Crashed (default), or scheduled again",
+    )
+    parser.add_argument(
+        "--detach-on-stop",
+        action=argparse.BooleanOptionalAction,
+        help="on SIGTERM leave running flows to the next daemon, which adopts them (default: wait for them)",
+    )
 
 
 def _explain_flags(parser: argparse.ArgumentParser) -> None:

@@ -132,6 +132,10 @@ class _Values:
             raise self.refused(name, accepts)
         return value
 
+    def span(self, name: str) -> float | None:
+        """None where nothing is set."""
+        return self.seconds(name, 0.0) if name in self.parsed else None
+
     def refused(self, name: str, accepts: str) -> SettingsError:
         return _refused(name, self.sources[name], accepts)
 
@@ -227,6 +231,12 @@ def _headrace(values: _Values, environ: Mapping[str, str], cwd: Path) -> Headrac
         state_dir=cwd / expand_user(values.get("HEADRACE_STATE_DIR", state_home / "headrace"), environ),
         cancel_poll_seconds=values.seconds("HEADRACE_CANCEL_POLL_SECONDS", 2.0, above_zero=True),
         kill_grace_seconds=values.seconds("HEADRACE_KILL_GRACE_SECONDS", 30.0),
+        drain_timeout=values.span("HEADRACE_DRAIN_TIMEOUT"),
+        on_timeout=values.get("HEADRACE_ON_TIMEOUT", "crash"),
+        detach_on_stop=values.get("HEADRACE_DETACH_ON_STOP", False),
+        max_late=values.span("HEADRACE_MAX_LATE"),
+        only_latest=values.get("HEADRACE_ONLY_LATEST", False),
+        output_limit=int(values.get("HEADRACE_OUTPUT_LIMIT", float(100 * 1024**2))),
     )
 
 

@@ -74,6 +74,18 @@ class HeadraceSettings:
     state_dir: Path
     cancel_poll_seconds: float
     kill_grace_seconds: float
+    drain_timeout: float | None
+    """Seconds that running flows have to finish once the daemon was told to stop; None: as long as they take."""
+    on_timeout: str
+    """What becomes of the runs that a stop cuts short: `crash` or `reschedule`."""
+    detach_on_stop: bool
+    """Whether a stop leaves the flows running, for the next daemon to adopt."""
+    max_late: float | None
+    """Seconds after their due time at which runs made by a schedule are still started; None: always."""
+    only_latest: bool
+    """Whether only the latest of a deployment's missed scheduled runs is started."""
+    output_limit: int
+    """Bytes of output that one run may keep on disk; the earliest are dropped first."""
 
 
 class Environment(Mapping[str, str]):

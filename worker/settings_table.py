@@ -240,6 +240,12 @@ headrace.python text
 headrace.state_dir path
 headrace.cancel_poll_seconds float>0
 headrace.kill_grace_seconds float>=0
+headrace.drain_timeout span>=0
+headrace.on_timeout choice=crash|reschedule
+headrace.detach_on_stop bool
+headrace.max_late span>=0
+headrace.only_latest bool
+headrace.output_limit size>=65536
 headrace.log_level level
 headrace.log_format choice=auto|console|json
 """

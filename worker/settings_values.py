@@ -6,6 +6,7 @@ no files and no precedence. Errors never repeat the value: it may be a secret.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +38,8 @@ class Kind(StrEnum):
     LEVEL = "level"
     PATH = "path"
     SECONDS = "seconds"
+    SIZE = "size"
+    SPAN = "span"
     SECRET = "secret"  # noqa: S105 - the name of a kind
     TEXT = "text"
     VACUUM = "vacuum"
@@ -188,6 +191,33 @@ def _vacuum(raw: object) -> object:
             return [word for word in _words(value) if word]
 
 
+def _with_unit(raw: object, pattern: re.Pattern[str], units: Mapping[str, int]) -> object:
+    if not isinstance(raw, str):
+        return raw
+    found = pattern.fullmatch(raw.strip().lower())
+    if found is None:
+        raise ValueError
+    return float(found[1]) * units[found[2]]
+
+
+def _size(raw: object) -> object:
+    return _with_unit(raw, _NUMBER_AND_SIZE, _SIZES)
+
+
+def _span(raw: object) -> object:
+    return _with_unit(raw, _NUMBER_AND_SPAN, _SPANS)
+
+
+_SPANS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SIZES: Final = {
+    "": 1,
+    **{unit: 1000**power for power, unit in enumerate(("kb", "mb", "gb"), 1)},
+    **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib"), 1)},
+}
+_NUMBER_AND_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_NUMBER_AND_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[kmg]i?b)?)")
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """How one kind is read: the textual forms pydantic does not know are undone first."""
@@ -224,6 +254,8 @@ _RULES: Final[Mapping[Kind, _Rule]] = {
     Kind.PATH: _Rule("a path", Path),
     Kind.SECONDS: _Rule("a number of seconds or an ISO 8601 duration such as PT1H", timedelta, _seconds),
     Kind.SECRET: _Rule("text", SecretStr),
+    Kind.SIZE: _Rule("a number of bytes, or one with a unit, such as 100MB or 64MiB", float, _size),
+    Kind.SPAN: _Rule("a number of seconds, or one with a unit, such as 90s, 15m, 2h or 1d", float, _span),
     Kind.TEXT: _Rule("text", str),
     Kind.VACUUM: _Rule("true, false or names separated by commas", bool | set[str], _vacuum),
     Kind.WORDS: _Rule("names separated by commas", set[str], _members),

@@ -102,6 +102,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         "HEADRACE_JOB_VARIABLES": arguments.job_variables,
         "HEADRACE_PYTHON": arguments.python,
         "HEADRACE_STATE_DIR": arguments.state_dir,
+        "HEADRACE_DRAIN_TIMEOUT": arguments.drain_timeout,
+        "HEADRACE_ON_TIMEOUT": arguments.on_timeout,
+        "HEADRACE_DETACH_ON_STOP": arguments.detach_on_stop,
+        "HEADRACE_MAX_LATE": arguments.max_late,
+        "HEADRACE_ONLY_LATEST": arguments.only_latest,
+        "HEADRACE_OUTPUT_LIMIT": arguments.output_limit,
         "HEADRACE_LOG_FORMAT": arguments.log_format,
         "HEADRACE_LOG_LEVEL": arguments.log_level,
     }
