@@ -5,10 +5,10 @@ Owns no behaviour. What the parts do is theirs; in which order they live and die
 
 import random
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -25,15 +25,19 @@ from worker.runs.claims import Claims
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
 from worker.runs.job_variables import JobVariablesMode
+from worker.runs.journal import Journal
 from worker.runs.outbox import Outbox
 from worker.runs.poller import Poller
 from worker.runs.preparation import Preparation
+from worker.runs.recovery import Recovery
 from worker.runs.services import Services
 from worker.runs.states import States
+from worker.runs.stopping import Stopping
 from worker.runs.wake import Wake
 from worker.runs.work_pool import WorkPoolKeeper
 from worker.runs.worker_events import WorkerEvents
 from worker.settings import Settings
+from worker.state_directory import StateDirectory
 
 REAP_INTERVAL = 5.0
 
@@ -53,7 +57,7 @@ class Options:
     base_job_template: Mapping[str, Any] | None
     job_variables: JobVariablesMode
     python: str
-    runs_directory: Path
+    state: StateDirectory
     # What the flows' processes inherit: the daemon's own environment (PROTOCOL 4.2).
     environment: Mapping[str, str]
     print_output: Callable[[FlowRun, str], None]
@@ -78,6 +82,9 @@ class Parts:
     freed: Wake
     events: WorkerEvents
     reaper: OrphanReaper
+    journal: Journal
+    recovery: Recovery
+    stopping: Stopping
 
     async def reap_orphans(self) -> float:
         """Collect what flows left to us as PID 1 or subreaper; returns the seconds until the next look."""
@@ -96,6 +103,8 @@ def assemble(
     freed = Wake()
     in_flight = InFlight(limit=options.limit, freed=freed)
     launcher = Launcher()
+    journal = Journal(options.state.journal, now=utc_now)
+    stopping = Stopping()
     outbox = Outbox(
         client=client,
         now=utc_now,
@@ -132,13 +141,15 @@ def assemble(
         ),
         launcher=launcher,
         control=control,
+        journal=journal,
+        stopping=stopping,
         in_flight=in_flight,
         outbox=outbox,
         events=events,
         now=utc_now,
         worker_name=options.name,
         hostname=socket.gethostname(),
-        runs_directory=options.runs_directory,
+        runs_directory=options.state.runs,
         kill_grace=settings.headrace.kill_grace_seconds,
         print_output=options.print_output,
     )
@@ -172,6 +183,9 @@ def assemble(
         freed=freed,
         events=events,
         reaper=OrphanReaper(),
+        journal=journal,
+        recovery=Recovery(services=services, executions=executions, clock=time.time, now=utc_now),
+        stopping=stopping,
     )
 
 

@@ -24,6 +24,7 @@ exit codes:
   4  the work pool was refused, or is not of type 'process'
   5  flows cannot run in the interpreter given by --python
   6  the health endpoint's address is taken
+  7  another headrace serves the pool under this name, with this state directory
 """
 
 

@@ -1,12 +1,10 @@
-"""The daemon: the one loop, signals, going online, and the order of shutting down.
+"""The daemon: the one loop, going online, and the order of shutting down.
 
-Two lifetimes: `intake` is asking for and claiming runs, `work` is carrying out what was claimed. The first
-signal ends intake only, so running flows finish; a second one ends work too, which stops the flows and
-reports them. Everything else (heartbeats, cancellations, the outbox) lives until the work is done.
+Two lifetimes (`shutdown`): `intake` is asking for and claiming runs, `work` is carrying out what was claimed.
+Everything else (heartbeats, cancellations, the journal, the outbox) lives until the work is done.
 """
 
 import random
-import signal
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,9 +22,13 @@ from worker.assembly import Options, Parts, assemble, utc_now
 from worker.processes.control import ControlChannel
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.tree import become_subreaper
+from worker.runs import recovery
+from worker.runs.journal import JournalTooNewError
+from worker.runs.stopping import Stop
 from worker.runs.wake import Wake
 from worker.runs.work_pool import PoolMissing, PoolRefused
 from worker.settings import Settings
+from worker.shutdown import Shutdown
 
 LONGEST_PAUSE = 30.0
 # Settings may say 0 seconds; asking without a pause would help nobody.
@@ -116,23 +118,27 @@ async def serve(options: Options, settings: Settings) -> None:
         control = ControlChannel()
         executions = anyio.create_task_group()
         parts = assemble(options, settings, client, control, executions)
-        intake, work = anyio.CancelScope(), anyio.CancelScope()
+        stack.push_async_callback(parts.journal.close)
+        shutdown = _shutdown(settings, parts)
         if options.with_healthcheck:
-            stack.enter_context(_serve_health(settings, parts, intake))
+            stack.enter_context(_serve_health(settings, parts, shutdown))
         async with anyio.create_task_group() as attending:
-            await attending.start(_obey_signals, intake, work)
+            await attending.start(shutdown.obey_signals)
             await attending.start(control.serve)
             attending.start_soon(_loop(parts.outbox.flush_once, what="outbox"))
             attending.start_soon(_loop(parts.cancellations.check_once, what="cancellations"))
             attending.start_soon(_loop(parts.reap_orphans, what="reaper"))
-            with work:
+            with shutdown.work:
                 async with executions:
-                    with intake:
+                    with shutdown.intake:
+                        await _recover_living(parts)
+                        attending.start_soon(_loop(parts.journal.check_once, what="journal"))
                         await _go_online(options, parts, attending)
+                        await _recover_rest(parts, attending)
                         await repeat(
                             parts.poller.poll_once, what="poll", wake=parts.freed, once=options.run_once
                         )
-                        intake.cancel()
+                        shutdown.intake.cancel()
                     if len(parts.in_flight):
                         log.info("worker.draining", in_flight=len(parts.in_flight))
             await _sign_off(parts)
@@ -157,6 +163,36 @@ async def _check_interpreter(options: Options) -> None:
         executable=found.executable,
         python=found.python_version,
         prefect=found.prefect_version,
+    )
+
+
+async def _recover_living(parts: Parts) -> None:
+    """Read the journal and take over what still runs: the server need not be there for that."""
+
+    async def load() -> float:
+        try:
+            await parts.journal.load()
+        except JournalTooNewError as error:
+            raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
+        return 0.0
+
+    await repeat(load, what="journal", once=True)
+    await parts.recovery.adopt_living()
+
+
+async def _recover_rest(parts: Parts, attending: TaskGroup) -> None:
+    """Settle what else an earlier daemon has left, before anything new is claimed, and keep doing so."""
+    await parts.recovery.settle_once()
+    await parts.recovery.clear_directories()
+    attending.start_soon(_loop(parts.recovery.settle_once, what="recovery", after=recovery.INTERVAL))
+
+
+def _shutdown(settings: Settings, parts: Parts) -> Shutdown:
+    return Shutdown(
+        stopping=parts.stopping,
+        cut_short=Stop(settings.headrace.on_timeout),
+        drain_timeout=settings.headrace.drain_timeout,
+        detach=settings.headrace.detach_on_stop,
     )
 
 
@@ -197,28 +233,6 @@ async def _sign_off(parts: Parts) -> None:
         await parts.outbox.flush_once()
 
 
-async def _obey_signals(
-    intake: anyio.CancelScope,
-    work: anyio.CancelScope,
-    *,
-    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    """First SIGTERM or SIGINT: claim nothing more. Second: stop the flows, too."""
-    log = structlog.get_logger()
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for signum in signals:
-            name = signal.Signals(signum).name
-            if not intake.cancel_called:
-                log.info(
-                    "worker.stopping", signal=name, then="running flows finish; a second signal stops them"
-                )
-                intake.cancel()
-            else:
-                log.warning("worker.stopping_now", signal=name)
-                work.cancel()
-
-
 async def _connect(stack: AsyncExitStack, options: Options, settings: Settings) -> PrefectClient:
     try:
         return await stack.enter_async_context(
@@ -229,16 +243,16 @@ async def _connect(stack: AsyncExitStack, options: Options, settings: Settings) 
 
 
 @contextmanager
-def _serve_health(settings: Settings, parts: Parts, intake: anyio.CancelScope) -> Generator[None]:
+def _serve_health(settings: Settings, parts: Parts, shutdown: Shutdown) -> Generator[None]:
     began = utc_now()
 
     def snapshot() -> health.Snapshot:
-        last = parts.pool.last_beat if intake.cancel_called else parts.poller.last_polled
+        last = parts.pool.last_beat if shutdown.draining else parts.poller.last_polled
         return health.Snapshot(
             last_contact=last or began,
             poll_interval=max(
                 settings.worker.query_seconds,
-                settings.worker.heartbeat_seconds if intake.cancel_called else 0,
+                settings.worker.heartbeat_seconds if shutdown.draining else 0,
             ),
         )
 

@@ -19,6 +19,9 @@ import structlog
 from worker import daemon, log, output_printer, state_directory
 from worker.runs.job_variables import JobVariablesMode
 from worker.settings import Settings, SettingsError, load_settings
+from worker.state_directory import StateDirectory
+
+EXIT_IN_USE = 7
 
 
 class ConfigurationError(Exception):
@@ -37,6 +40,7 @@ def start(arguments: argparse.Namespace) -> int:
     log.configure(chosen_format=settings.logging.format, level=settings.logging.level, redactor=redactor)
     for warning in settings.warnings:
         structlog.get_logger().warning("settings.ignored", reason=warning)
+    state = _state_directory(settings, pool, name)
     options = daemon.Options(
         pool=pool,
         name=name,
@@ -49,7 +53,7 @@ def start(arguments: argparse.Namespace) -> int:
         base_job_template=read_template(arguments.base_job_template),
         job_variables=JobVariablesMode(settings.headrace.job_variables),
         python=settings.headrace.python or sys.executable,
-        runs_directory=_runs_directory(settings, pool, name),
+        state=state,
         environment=dict(os.environ),
         print_output=output_printer.printer(
             as_json=log.is_json(settings.logging.format, sys.stderr), redactor=redactor, stream=sys.stdout
@@ -58,7 +62,16 @@ def start(arguments: argparse.Namespace) -> int:
         redact=redactor.text,
         announce=_announce,
     )
-    return _serve(options, settings)
+    return _serve_alone(options, settings)
+
+
+def _serve_alone(options: daemon.Options, settings: Settings) -> int:
+    try:
+        with options.state.locked():
+            return _serve(options, settings)
+    except state_directory.StateDirectoryInUseError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return EXIT_IN_USE
 
 
 def _serve(options: daemon.Options, settings: Settings) -> int:
@@ -163,7 +176,7 @@ def read_template(path: str | None) -> Mapping[str, Any] | None:
     return cast("dict[str, Any]", content)
 
 
-def _runs_directory(settings: Settings, pool: str, name: str) -> Path:
+def _state_directory(settings: Settings, pool: str, name: str) -> StateDirectory:
     root = settings.headrace.state_dir
     try:
         return state_directory.for_worker(root, api_url=settings.api.url or "", pool=pool, name=name)

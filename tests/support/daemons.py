@@ -55,6 +55,12 @@ class Worker:
         """Everything it printed, on both streams."""
         return self.stdout() + self.stderr()
 
+    @property
+    def journal(self) -> Path:
+        """The file of its journal, once there is one."""
+        (found,) = self.state_dir.glob("*/journal.db")
+        return found
+
     def logs(self) -> list[dict[str, Any]]:
         """The JSON events on stderr; lines of other programs between them are skipped."""
         return [event for line in self.stderr().splitlines() if (event := _event(line)) is not None]
@@ -105,22 +111,28 @@ def worker_factory(server: PrefectServer, directory: Path, *, role: str) -> Gene
         at: PrefectServer | None = None,
         environment: Mapping[str, str] | None = None,
         job_variables: str = "layered",
+        successor_of: Worker | None = None,
+        program: str = "worker.cli",
         wait: bool = True,
     ) -> Worker:
         """Start one worker on `pool`.
 
         `env` is laid over the clean client environment of the server (`at`, or the factory's own), which
-        `environment` replaces as a whole. With `wait` the worker has said that it started.
+        `environment` replaces as a whole. With `wait` the worker has said that it started. The `successor_of` one that
+        has ended has its name and its home, and so its state. `program` is the module that is run instead of the daemon's.
         """
-        name = name or f"worker-{uuid.uuid4().hex[:8]}"
-        home = directory / f"home-{uuid.uuid4().hex[:8]}"
+        if successor_of is not None:
+            name, home = successor_of.name, successor_of.home
+        else:
+            name = name or f"worker-{uuid.uuid4().hex[:8]}"
+            home = directory / f"home-{uuid.uuid4().hex[:8]}"
         temporary = home / "tmp"
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=True)
         base = dict(environment) if environment is not None else (at or server).env()
         own = {"HOME": str(home), "TMPDIR": str(temporary), "PREFECT_HOME": str(home / ".prefect")}
         service = spawn(
             [
-                *_program(role, state_dir=home / "state", job_variables=job_variables),
+                *_program(role, state_dir=home / "state", job_variables=job_variables, program=program),
                 *("--pool", pool, "--name", name, *args),
             ],
             name=name,
@@ -143,11 +155,11 @@ def worker_factory(server: PrefectServer, directory: Path, *, role: str) -> Gene
             worker.service.end()
 
 
-def _program(role: str, *, state_dir: Path, job_variables: str) -> list[str]:
+def _program(role: str, *, state_dir: Path, job_variables: str, program: str) -> list[str]:
     if role == ROLE_STOCK:
         return [str(Path(sys.executable).parent / "prefect"), "worker", "start", "--type", "process"]
     return [
-        *(sys.executable, "-m", "worker.cli", "start", "--python", sys.executable),
+        *(sys.executable, "-m", program, "start", "--python", sys.executable),
         *("--state-dir", str(state_dir), "--job-variables", job_variables),
         *("--log-format", "json", "--log-level", "debug"),
     ]

@@ -5,7 +5,9 @@ module's daemon) are allowed by their identity, never by their name; what they s
 """
 
 import os
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -58,6 +60,25 @@ def left_run_directories() -> list[str]:
     return left
 
 
+def open_journal_entries() -> list[str]:
+    """What live daemons have on record as unsettled."""
+    found: list[str] = []
+    for service in services.running:
+        if service.role == ROLE_DAEMON and service.home is not None:
+            for path in service.home.glob("state/*/journal.db"):
+                found.extend(entries(path))
+    return found
+
+
+def entries(journal: Path) -> list[str]:
+    """The open entries in a journal's file, as they are written there."""
+    with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=5)) as connection:
+        try:
+            return [entry for (entry,) in connection.execute("SELECT entry FROM attempts")]
+        except sqlite3.OperationalError:
+            return []  # a daemon that ended before it had made its tables
+
+
 def wait_for_no_leaks(*, mark: str, descriptors_before: Mapping[int, str]) -> None:
     """Wait until nothing of the test is left; an `AssertionError` names what stayed."""
     wait_for(
@@ -78,7 +99,8 @@ def _leaks(mark: str, descriptors_before: Mapping[int, str]) -> list[str]:
         for number, target in open_descriptors().items()
         if descriptors_before.get(number) is None
     ]
-    return processes + directories + descriptors
+    journal = [f"journal entry {entry}" for entry in open_journal_entries()]
+    return processes + directories + descriptors + journal
 
 
 def _zombies(parents: set[int]) -> list[str]:

@@ -8,7 +8,16 @@ import pytest
 
 from tests.support.canned import CannedServer
 from worker.api.models import FlowRun, State
-from worker.runs.claims import TRIES, Claim, Claims, Lost, Orphaned, Standing, judge_standing
+from worker.runs.claims import (
+    TRIES,
+    Claim,
+    Claims,
+    Lost,
+    Orphaned,
+    Standing,
+    Unanswered,
+    judge_standing,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +49,7 @@ def run_as(kind: str, *, transition_id: UUID | None = None, state_id: str | None
 
 async def claim(
     server: CannedServer, transition_id: UUID | None = None, flow_run: FlowRun = RUN
-) -> Claim | Lost | Orphaned:
+) -> Claim | Lost | Orphaned | Unanswered:
     async def no_sleep(_seconds: float) -> None:
         pass
 
@@ -143,15 +152,15 @@ async def test_a_run_the_server_never_lets_us_claim_is_left_to_a_later_poll() ->
     server = CannedServer()
     sent = refuse(server, status=403)
     server.on("GET", f"/flow_runs/{RUN.id}", run_as("SCHEDULED", state_id=POLLED_STATE))
-    assert isinstance(await claim(server), Lost)
+    assert isinstance(await claim(server), Unanswered)
     assert len(sent) == TRIES
 
 
-async def test_a_run_that_cannot_be_read_is_not_ours() -> None:
+async def test_a_claim_of_which_nothing_can_be_learnt_is_left_open() -> None:
     server = CannedServer()
     refuse(server)
     server.on("GET", f"/flow_runs/{RUN.id}", {"detail": "Forbidden"}, status=403)
-    assert isinstance(await claim(server), Lost)
+    assert isinstance(await claim(server), Unanswered)
 
 
 def entry(kind: str, second: int, transition_id: UUID | None = None) -> State:

@@ -101,7 +101,7 @@ def test_a_template_file_is_read(tmp_path: Path) -> None:
 
 def test_each_worker_has_a_directory_of_its_own(tmp_path: Path) -> None:
     def directory(api_url: str, pool: str, name: str) -> Path:
-        return state_directory.for_worker(tmp_path, api_url=api_url, pool=pool, name=name)
+        return state_directory.for_worker(tmp_path, api_url=api_url, pool=pool, name=name).path
 
     first = directory("http://a/api", "p", "näme with / odd")
     others = {

@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.canned import CannedServer
 from worker.api.models import FlowRun
-from worker.runs.claims import Claim
 from worker.runs.states import States
 
 pytestmark = pytest.mark.anyio
@@ -51,12 +50,19 @@ async def test_crash_tells_whether_the_run_is_crashed_now(reply: dict[str, Any],
 async def test_giving_back_keeps_the_due_time() -> None:
     server = CannedServer()
     server.on("POST", PATH, answer("ACCEPT", state("SCHEDULED")), status=201)
-    due = RUN.model_copy(update={"next_scheduled_start_time": DUE})
     async with server.client() as client:
-        assert await States(client=client, redact=redact).give_back(
-            Claim(due, uuid4()), "why", now=datetime.now(UTC)
-        )
+        assert await States(client=client, redact=redact).give_back(RUN.id, "why", due=DUE)
     assert server.bodies("POST", PATH)[0]["state"]["state_details"]["scheduled_time"] == DUE.isoformat()
+
+
+async def test_a_run_scheduled_again_is_a_retry() -> None:
+    server = CannedServer()
+    server.on("POST", PATH, answer("ACCEPT", state("SCHEDULED")), status=201)
+    async with server.client() as client:
+        assert await States(client=client, redact=redact).reschedule(RUN.id, "why", due=DUE)
+    proposed = server.bodies("POST", PATH)[0]["state"]
+    assert (proposed["type"], proposed["name"]) == ("SCHEDULED", "AwaitingRetry")
+    assert proposed["state_details"]["scheduled_time"] == DUE.isoformat()
 
 
 async def test_cancelling_a_run_that_is_gone_is_no_error() -> None:

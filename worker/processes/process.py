@@ -84,7 +84,7 @@ class ProcessHandle:
         self.pid = identity.pid
         self.start_time = identity.start_time
         self.marker = marker
-        self._started = started
+        self.started = started
         self._clock = clock
         self._is_child = is_child
         self._on_collected = on_collected
@@ -221,7 +221,7 @@ class ProcessHandle:
             code=code if code is not None and code >= 0 else None,
             signal=-code if code is not None and code < 0 else None,
             max_rss_bytes=None if usage is None else usage.ru_maxrss * _MAXRSS_UNIT,
-            started=self._started,
+            started=self.started,
             ended=ended,
         )
 

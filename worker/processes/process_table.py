@@ -85,6 +85,24 @@ def snapshot() -> dict[int, ProcessInfo]:
     return {pid: info for pid in pids if (info := read_process(pid)) is not None}
 
 
+def find_leader(marker: Marker) -> Identity | None:
+    """The living process that leads the session of the processes with this marker; the oldest, if several lead one."""
+    leaders = [
+        process
+        for process in snapshot().values()
+        if process.session == process.pid and not process.dead and carries(process.pid, marker)
+    ]
+    oldest = min(leaders, key=lambda process: process.start_time, default=None)
+    return oldest and oldest.identity
+
+
+def boot_id() -> str:
+    """What tells this boot of the machine from others (random(4)); empty where start times tell it as well."""
+    if sys.platform != "linux":
+        return ""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def carries(pid: int, marker: Marker) -> bool:
     """Whether the process was started with this variable in its environment; False where that cannot be read."""
     if sys.platform != "linux":

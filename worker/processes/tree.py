@@ -216,6 +216,12 @@ class ProcessTree:
                 _reap(process.pid)
 
 
+async def end_strays(marker: Marker, *, timeout: float = 10.0) -> KillReport:
+    """SIGKILL every process that carries the marker: what an attempt left behind whose leader is gone."""
+    tree = ProcessTree(leader=Identity(0, 0.0), marker=marker, leader_held=lambda: False)
+    return await tree.kill(timeout=timeout)
+
+
 def _reap(pid: int) -> bool:
     with suppress(ChildProcessError):
         return os.waitpid(pid, os.WNOHANG)[0] == pid

@@ -39,6 +39,13 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A claim of which nobody knows whether the server has taken it, or will still, and why not."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Orphaned:
     """A flow run nobody can ever claim, because its deployment is gone."""
 
@@ -51,6 +58,7 @@ class Standing(StrEnum):
     OURS_CANCELLING = "our claim has been accepted, and the run is being cancelled"
     THEIRS = "it is another worker's, or over"
     GONE = "the run no longer exists"
+    UNKNOWN = "the server does not say"
 
 
 class Claims:
@@ -64,7 +72,9 @@ class Claims:
         self._sleep = sleep
         self._log = structlog.get_logger()
 
-    async def claim(self, flow_run: FlowRun, *, transition_id: UUID | None = None) -> Claim | Lost | Orphaned:
+    async def claim(
+        self, flow_run: FlowRun, *, transition_id: UUID | None = None
+    ) -> Claim | Lost | Orphaned | Unanswered:
         """Propose Pending, under this name only: under another one two workers could both win.
 
         The transition id is the same at every try. A try is sent once; whatever goes wrong with it, the
@@ -99,12 +109,14 @@ class Claims:
                     return Claim(flow_run=flow_run, transition_id=transition_id)
                 case Standing.THEIRS | Standing.GONE:
                     return Lost(standing.value)
+                case Standing.UNKNOWN:
+                    return Unanswered(reason)
                 case Standing.UNTOUCHED:
                     await self._sleep(pause)
                     pause *= 2
                 case _:
                     assert_never(standing)
-        return Lost(f"the server did not take the claim: {reason}")
+        return Unanswered(reason)
 
     async def _why_refused(self, flow_run: FlowRun, lost: Lost) -> Lost | Orphaned:
         """A run that the server will not give to anybody may have lost its deployment (PROTOCOL 2.6)."""
@@ -132,9 +144,9 @@ class Claims:
         except NotFound:
             return Standing.GONE
         except ApiError as error:
-            # An answer that even patience does not get: nothing says that the run is ours.
-            self._log.warning("flow_run.standing_unknown", reason=str(error))
-            return Standing.THEIRS
+            # An answer that even patience does not get.
+            self._log.debug("flow_run.standing_unknown", reason=str(error))
+            return Standing.UNKNOWN
         return judge_standing(polled=flow_run, current=current, history=history, transition_id=transition_id)
 
 
@@ -163,12 +175,16 @@ def judge_standing(
     if current.state_type is StateType.SCHEDULED:
         unchanged = polled.state_id is None or current.state_id == polled.state_id
         return Standing.UNTOUCHED if unchanged else Standing.THEIRS
-    if current.state_type is StateType.CANCELLING:
-        claims = [one for one in history if one.type is StateType.PENDING]
-        last = max(claims, key=_time, default=None)
-        if last is not None and last.state_details.transition_id == transition_id:
-            return Standing.OURS_CANCELLING
+    if current.state_type is StateType.CANCELLING and last_claim(history) == transition_id:
+        return Standing.OURS_CANCELLING
     return Standing.THEIRS
+
+
+def last_claim(history: Sequence[State]) -> UUID | None:
+    """The transition id of the run's latest claim, from all states it has had."""
+    claims = [one for one in history if one.type is StateType.PENDING]
+    last = max(claims, key=_time, default=None)
+    return last and last.state_details.transition_id
 
 
 def _time(state: State) -> float:

@@ -5,21 +5,29 @@ The table is PROTOCOL 4.3. Performing the outcome is `states`' work.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from signal import SIGKILL
 from typing import assert_never
 from uuid import UUID
 
 from worker.api.models import FlowRun, StateType
+from worker.processes.evidence import describe_bytes
 from worker.processes.process import Exit
 
 IN_PROCESS_RETRY = "in_process"
+STOPPED = "The worker was told to stop before the run had finished"
+MINUTE, HOUR = 60, 3600
 
 
 class Intent(StrEnum):
-    """What this daemon asked of the process before it ended."""
+    """What this daemon asked of the process before it ended.
+
+    STOP and RESCHEDULE: to end because the daemon ends, its run to be reported crashed or to be scheduled again.
+    """
 
     NONE = "none"
     CANCEL = "cancel"
     STOP = "stop"
+    RESCHEDULE = "reschedule"
 
 
 class Verdict(StrEnum):
@@ -28,6 +36,7 @@ class Verdict(StrEnum):
     SETTLED = "settled"
     CANCELLED = "cancelled"
     CRASHED = "crashed"
+    RESCHEDULED = "rescheduled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +85,32 @@ class ServerRun:
         )
 
 
-def conclude(*, ended: Exit, intent: Intent, attempt: Attempt, server: ServerRun | None) -> Outcome:
+def conclude(
+    *, ended: Exit, intent: Intent, attempt: Attempt, server: ServerRun | None, evidence: str | None = None
+) -> Outcome:
     """Decide what to report for a run whose process has ended.
 
-    `server` is None when the run no longer exists. Final states stand; a run that has meanwhile been
-    given to another attempt is not ours to judge; a run being cancelled can only become Cancelled
-    (PROTOCOL 2.6); everything else the process left unfinished is Crashed, with the reason.
+    `server` is None when the run no longer exists. Final states stand, but for a crash that we caused ourselves; a run
+    that has meanwhile been given to another attempt is not ours to judge; a run being cancelled can only become
+    Cancelled (PROTOCOL 2.6); everything else the process left unfinished is scheduled again if that was the intent, else
+    Crashed, with the reason. `evidence` is what the operating system says of a death for lack of memory, as a clause.
     """
     if server is None:
         return Outcome(Verdict.SETTLED, "the run was deleted")
     if _belongs_to_another_attempt(attempt, server):
         return Outcome(Verdict.SETTLED, "another attempt of the run has begun")
+    crashed = Outcome(
+        Verdict.CRASHED,
+        crash_message(ended, intent=intent, state_name=server.state_name, evidence=evidence),
+    )
     match server.state_type:
-        case StateType.COMPLETED | StateType.FAILED | StateType.CRASHED | StateType.CANCELLED:
+        case StateType.COMPLETED | StateType.FAILED | StateType.CANCELLED:
             return Outcome(Verdict.SETTLED, f"the run is {server.state_name}")
+        case StateType.CRASHED:
+            # An engine takes a SIGTERM that no intent announced for a crash, and reports it (PROTOCOL 4.3): so does
+            # one whose control channel ended with an earlier daemon, or was not open yet.
+            settled = Outcome(Verdict.SETTLED, f"the run is {server.state_name}")
+            return _as_asked(ended, intent, otherwise=settled)
         case StateType.CANCELLING:
             return Outcome(Verdict.CANCELLED, _cancelled_message(ended))
         case StateType.PAUSED:
@@ -97,19 +118,31 @@ def conclude(*, ended: Exit, intent: Intent, attempt: Attempt, server: ServerRun
             # inside a process is lost with it.
             if server.state_name == "Suspended" or ended.status_code == 0:
                 return Outcome(Verdict.SETTLED, f"the run is {server.state_name}")
-            return Outcome(Verdict.CRASHED, crash_message(ended, intent=intent, state_name=server.state_name))
+            return crashed
         case StateType.SCHEDULED:
-            if server.retry_type == IN_PROCESS_RETRY:
-                return Outcome(
-                    Verdict.CRASHED, crash_message(ended, intent=intent, state_name=server.state_name)
-                )
-            return Outcome(Verdict.SETTLED, f"the run is {server.state_name} again")
+            if server.retry_type != IN_PROCESS_RETRY:
+                return Outcome(Verdict.SETTLED, f"the run is {server.state_name} again")
+            return _rescheduled() if intent is Intent.RESCHEDULE else crashed
         case StateType.PENDING | StateType.RUNNING:
-            if intent is Intent.CANCEL:
-                return Outcome(Verdict.CANCELLED, _cancelled_message(ended))
-            return Outcome(Verdict.CRASHED, crash_message(ended, intent=intent, state_name=server.state_name))
+            return _as_asked(ended, intent, otherwise=crashed)
         case _:
             assert_never(server.state_type)
+
+
+def _as_asked(ended: Exit, intent: Intent, *, otherwise: Outcome) -> Outcome:
+    match intent:
+        case Intent.CANCEL:
+            return Outcome(Verdict.CANCELLED, _cancelled_message(ended))
+        case Intent.RESCHEDULE:
+            return _rescheduled()
+        case Intent.NONE | Intent.STOP:
+            return otherwise
+        case _:
+            assert_never(intent)
+
+
+def _rescheduled() -> Outcome:
+    return Outcome(Verdict.RESCHEDULED, f"{STOPPED}; it is scheduled again.")
 
 
 def _belongs_to_another_attempt(attempt: Attempt, server: ServerRun) -> bool:
@@ -122,21 +155,29 @@ def _belongs_to_another_attempt(attempt: Attempt, server: ServerRun) -> bool:
     )
 
 
-def crash_message(ended: Exit, *, intent: Intent, state_name: str) -> str:
-    """One line for the Crashed state: how the process ended and the likely cause."""
+def crash_message(ended: Exit, *, intent: Intent, state_name: str, evidence: str | None = None) -> str:
+    """One line for the Crashed state: how the process ended, the likely cause, what it used."""
     if ended.status_code is None:
-        message = "Process ended, and its exit status could not be read."
+        parts = [
+            "Process ended, and its exit status could not be read, as happens when the worker that started it is gone."
+        ]
+        if evidence is not None:
+            parts.append(f"The likely cause: {evidence}.")
     else:
-        message = f"Process exited with status code: {ended.status_code}. {explain_exit(ended)}"
-    if intent is Intent.STOP:
-        return f"{message} The worker was told to stop before the run had finished."
-    if ended.status_code == 0:
-        return f"{message} The run was still {state_name}: the command ended without finishing it."
-    return message
+        parts = [f"Process exited with status code: {ended.status_code}."]
+        if ended.signal == SIGKILL and evidence is None and intent is not Intent.NONE:
+            parts.append("It was killed (SIGKILL): it had not ended in the time it was given.")
+        else:
+            parts.append(explain_exit(ended, evidence=evidence))
+    if intent in {Intent.STOP, Intent.RESCHEDULE}:
+        parts.append(f"{STOPPED}.")
+    elif ended.status_code == 0:
+        parts.append(f"The run was still {state_name}: the command ended without finishing it.")
+    return " ".join([*parts, *_usage(ended)])
 
 
-def explain_exit(ended: Exit) -> str:
-    """The likely cause of an exit, in a sentence.
+def explain_exit(ended: Exit, *, evidence: str | None = None) -> str:
+    """The likely cause of an exit, in a sentence; `evidence` counts for one that was killed.
 
     Codes 126 and 127 are the shell's (POSIX sh, exit status for commands), 128+N a signal seen by a shell.
     """
@@ -144,7 +185,9 @@ def explain_exit(ended: Exit) -> str:
         case 0:
             return "It ended normally."
         case -9 | 137:
-            return "It was killed (SIGKILL), as the operating system does when memory runs out."
+            return (
+                f"It was killed (SIGKILL): {evidence or 'as the operating system does when memory runs out'}."
+            )
         case -15 | 143:
             return "It was terminated (SIGTERM), as on a shutdown or a cancellation."
         case -11 | 139:
@@ -161,6 +204,27 @@ def explain_exit(ended: Exit) -> str:
             return f"It was ended by {ended.describe()}."
         case _:
             return "It ended without reporting a final state."
+
+
+def describe_seconds(seconds: float) -> str:
+    """For people: `0.8 s`, `12.3 s`, `4 min 10 s`, `2 h 5 min`."""
+    if round(seconds, 1) < MINUTE:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < HOUR:
+        return f"{whole // MINUTE} min {whole % MINUTE} s"
+    return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
+
+
+def _usage(ended: Exit) -> list[str]:
+    """Peak memory and run time; a clock that was set back meanwhile leaves the time out."""
+    known: list[str] = []
+    if ended.max_rss_bytes is not None:
+        known.append(f"peak memory {describe_bytes(ended.max_rss_bytes)}")
+    if ended.ended >= ended.started:
+        known.append(f"ran for {describe_seconds(ended.ended - ended.started)}")
+    text = ", ".join(known)
+    return [f"{text[0].upper()}{text[1:]}."] if text else []
 
 
 def _cancelled_message(ended: Exit) -> str:

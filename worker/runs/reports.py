@@ -1,23 +1,26 @@
 """The last step: the server is asked once how the run stands, and told what the process could not say.
 
-Which outcome it is, `conclusion` decides; the wording of proposals is `states`' business.
+Which outcome it is, `conclusion` decides; the wording of proposals is `states`' business. The attempt's record is
+closed here, and only when the server has the outcome: what could not be reported stays open for `recovery`.
 """
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import TypeVar, assert_never
 
 import anyio
 import structlog
 
 from worker.api.errors import NotFound, ServerFault
 from worker.api.models import FlowRun, StateType
-from worker.processes.control_messages import Disposition, Intent, Receipt
+from worker.processes.control_messages import Disposition, Receipt
 from worker.processes.output import tail
 from worker.processes.process import Exit
-from worker.runs.claims import Claim
+from worker.runs.claims import Standing, last_claim
 from worker.runs.conclusion import Attempt, Outcome, ServerRun, Verdict, conclude
 from worker.runs.outbox import RunLog
+from worker.runs.record import Record
 from worker.runs.services import Services
 from worker.runs.supervision import Ended, Launched
 
@@ -33,25 +36,23 @@ BEFORE_START = "Flow run was cancelled before execution started."
 
 
 T = TypeVar("T")
-Word = Receipt | Intent | None
 
 
 class Reports:
-    """Tells the server the outcome of one run; made and discarded with its execution.
+    """Tells the server the outcome of one attempt; made and discarded with its execution.
 
     A report that the daemon's end interrupts is made once more, shielded, for at most `FINAL_REPORT_LIMIT`
     seconds: a run is not left in limbo because somebody was in a hurry.
     """
 
-    def __init__(self, *, flow_run: FlowRun, services: Services) -> None:
+    def __init__(self, *, flow_run: FlowRun, record: Record, services: Services) -> None:
         self._flow_run = flow_run
+        self._record = record
         self._services = services
         self._run_log = RunLog(flow_run.id, services.outbox)
         self._log = structlog.get_logger()
 
-    async def ended(
-        self, claim: Claim, launched: Launched, ended: Ended, *, limit: float | None = None
-    ) -> None:
+    async def ended(self, launched: Launched, ended: Ended, *, limit: float | None = None) -> None:
         """Report a process that has ended; `limit` bounds the seconds this may take."""
         self._log.info(
             "flow_run.exited",
@@ -60,17 +61,26 @@ class Reports:
             seconds=round(ended.exit.ended - ended.exit.started, 3),
             max_rss_bytes=ended.exit.max_rss_bytes,
         )
-        word = await self._services.control.finish(launched.token)
+        word = await self._services.control.finish(launched.token) if launched.token else None
+        reported = isinstance(word, Receipt) and word.disposition is Disposition.STATE_REPORTED
+        # The engine's own word that it has reported how the attempt ended (PROTOCOL 4.4).
+        concluded = (word.state_name or "over") if isinstance(word, Receipt) and reported else None
+        await self._record.exited(ended, concluded=concluded)
         with anyio.move_on_after(limit) as scope:
-            await self._last_words(partial(self._report, claim, launched, ended, word))
+            await self.exited(launched.output)
         if scope.cancelled_caught:
             self.unreported()
-        self._services.events.executed(
-            launched.prepared.subject(self._flow_run),
-            pid=launched.handle.pid,
-            status_code=ended.exit.status_code,
-            submitted=launched.submitted_event,
-        )
+        if launched.subject is not None:
+            self._services.events.executed(
+                launched.subject,
+                pid=launched.handle.pid,
+                status_code=ended.exit.status_code,
+                submitted=launched.submitted_event,
+            )
+
+    async def exited(self, output: Path) -> None:
+        """Report an attempt whose exit is on record."""
+        await self._last_words(partial(self._report, output))
 
     async def not_started(self, message: str) -> None:
         """Report a claimed run that could not be started, and why."""
@@ -88,9 +98,26 @@ class Reports:
         message = f"Deployment {self._flow_run.deployment_id} no longer exists, cancelled run."
         await self.cancelled(message, force=True)
 
-    async def given_back(self, claim: Claim, message: str) -> None:
+    async def given_back(self, message: str) -> None:
         """Return a run that was claimed but not started."""
-        await self._last_words(partial(self._given_back, claim, message))
+        await self._last_words(partial(self._given_back, message))
+
+    async def undone(self, standing: Standing, message: str) -> None:
+        """Leave a run that was not started as if it had never been claimed, from how it stands towards our claim.
+
+        What the server does not say, or may still change, stays on record.
+        """
+        match standing:
+            case Standing.OURS:
+                await self.given_back(message)
+            case Standing.OURS_CANCELLING:
+                await self.cancelled(BEFORE_START)
+            case Standing.THEIRS | Standing.GONE:
+                await self._record.close()
+            case Standing.UNTOUCHED | Standing.UNKNOWN:
+                self._log.debug("flow_run.claim_open", standing=standing.value)
+            case _:
+                assert_never(standing)
 
     async def failed(self, error: Exception, *, claimed: bool) -> None:
         """The last resort: an error of our own, or of a server that keeps refusing to answer.
@@ -108,7 +135,7 @@ class Reports:
 
     def unreported(self, reason: str = "the server did not answer in time") -> None:
         """Say that the server may still show a state that is not so."""
-        self._log.error("flow_run.unreported", reason=reason)
+        self._log.error("flow_run.unreported", reason=reason, then="it is reported later, from the journal")
 
     async def _last_words(self, call: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -120,41 +147,59 @@ class Reports:
                 self.unreported()
             raise
 
-    async def _report(self, claim: Claim, launched: Launched, ended: Ended, word: Word) -> None:
-        outcome = await self._conclude(claim, ended, word)
+    async def _report(self, output: Path) -> None:
+        exit_ = self._record.entry.exit
+        if exit_ is None:
+            raise RuntimeError("an exit is reported that was not recorded")
+        outcome = await self._conclude(exit_)
         match outcome.verdict:
             case Verdict.CRASHED:
-                self._show_last_output(launched, ended.exit)
+                self._show_last_output(output, exit_)
                 await self._crashed(outcome.message)
             case Verdict.CANCELLED:
                 await self._cancelled(outcome.message)
+            case Verdict.RESCHEDULED:
+                await self._rescheduled(outcome.message)
             case Verdict.SETTLED:
-                self._reported(outcome)
+                await self._settled(outcome)
+            case _:
+                assert_never(outcome.verdict)
 
     async def _crashed(self, message: str) -> None:
         """Propose Crashed; a run that is being cancelled can only become Cancelled (PROTOCOL 2.6)."""
         if await self._insist(partial(self._services.states.crash, self._flow_run.id, message)):
             self._run_log.info(f"Reported flow run '{self._flow_run.id}' as crashed: {message}")
-            self._reported(Outcome(Verdict.CRASHED, message))
+            await self._settled(Outcome(Verdict.CRASHED, message))
         elif await self._is_cancelling():
             await self._cancelled(BEFORE_START)
         else:
-            self._reported(Outcome(Verdict.SETTLED, "the run has already ended"))
+            await self._settled(Outcome(Verdict.SETTLED, "the run has already ended"))
 
     async def _cancelled(self, message: str, *, force: bool = False) -> None:
         if await self._insist(partial(self._services.states.cancel, self._flow_run.id, message, force=force)):
-            self._reported(Outcome(Verdict.CANCELLED, message))
+            await self._settled(Outcome(Verdict.CANCELLED, message))
         else:
-            self._reported(Outcome(Verdict.SETTLED, "the run has already ended"))
+            await self._settled(Outcome(Verdict.SETTLED, "the run has already ended"))
 
-    async def _given_back(self, claim: Claim, message: str) -> None:
-        give_back = partial(self._services.states.give_back, claim, message, now=self._services.now())
+    async def _rescheduled(self, message: str) -> None:
+        reschedule = partial(self._services.states.reschedule, self._flow_run.id, message)
+        if await self._insist(partial(reschedule, due=self._services.now())):
+            await self._settled(Outcome(Verdict.RESCHEDULED, message))
+        elif await self._is_cancelling():
+            await self._cancelled(message)
+        else:
+            await self._settled(Outcome(Verdict.SETTLED, "the run has already ended"))
+
+    async def _given_back(self, message: str) -> None:
+        due = self._record.entry.due or self._services.now()
+        give_back = partial(self._services.states.give_back, self._flow_run.id, message, due=due)
         if await self._insist(give_back):
             self._log.warning("flow_run.given_back", reason=message)
+            await self._record.close()
         elif await self._is_cancelling():
             await self._cancelled(BEFORE_START)
         else:
-            self._reported(Outcome(Verdict.SETTLED, "the run is not ours any more"))
+            await self._settled(Outcome(Verdict.SETTLED, "the run is not ours any more"))
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Ask until the server gives a sound answer, for `PATIENCE` seconds at least.
@@ -174,16 +219,22 @@ class Reports:
             await anyio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _conclude(self, claim: Claim, ended: Ended, word: Word) -> Outcome:
-        if isinstance(word, Receipt) and word.disposition is Disposition.STATE_REPORTED:
-            # The engine's own word that it has reported how the attempt ended (PROTOCOL 4.4).
-            return Outcome(Verdict.SETTLED, f"the run is {word.state_name}")
-        return conclude(
-            ended=ended.exit,
-            intent=ended.intent,
-            attempt=Attempt(transition_id=claim.transition_id, infrastructure_pid=ended.infrastructure_pid),
+    async def _conclude(self, exit_: Exit) -> Outcome:
+        entry = self._record.entry
+        if entry.concluded is not None:
+            return Outcome(Verdict.SETTLED, f"the run is {entry.concluded}")
+        outcome = conclude(
+            ended=exit_,
+            intent=entry.intent,
+            attempt=Attempt(transition_id=entry.attempt, infrastructure_pid=entry.infrastructure_pid),
             server=await self._ask(),
         )
+        if outcome.verdict is not Verdict.SETTLED and entry.infrastructure_pid is None:
+            # The server never got to know our pid, so a pid cannot tell our attempt from a later one.
+            states = await self._services.client.read_flow_run_states(self._flow_run.id)
+            if last_claim(states) not in {None, entry.attempt}:
+                return Outcome(Verdict.SETTLED, "another attempt of the run has begun")
+        return outcome
 
     async def _ask(self) -> ServerRun | None:
         try:
@@ -197,12 +248,13 @@ class Reports:
         server = await self._ask()
         return server is not None and server.state_type is StateType.CANCELLING
 
-    def _show_last_output(self, launched: Launched, exit_: Exit) -> None:
-        lines = tail(launched.output, max_bytes=TAIL_BYTES, max_lines=TAIL_LINES)
+    def _show_last_output(self, output: Path, exit_: Exit) -> None:
+        lines = tail(output, max_bytes=TAIL_BYTES, max_lines=TAIL_LINES)
         if lines:
             text = "\n".join(lines)
             self._run_log.error(f"The process ended with {exit_.describe()}. Its last output:\n{text}")
 
-    def _reported(self, outcome: Outcome) -> None:
+    async def _settled(self, outcome: Outcome) -> None:
         level = self._log.warning if outcome.verdict is Verdict.CRASHED else self._log.info
         level("flow_run.reported", outcome=outcome.verdict.value, reason=outcome.message)
+        await self._record.close()

@@ -11,9 +11,11 @@ from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
 from worker.runs.claims import Claims
 from worker.runs.in_flight import InFlight
+from worker.runs.journal import Journal
 from worker.runs.outbox import Outbox
 from worker.runs.preparation import Preparation
 from worker.runs.states import States
+from worker.runs.stopping import Stopping
 from worker.runs.worker_events import WorkerEvents
 
 
@@ -27,6 +29,8 @@ class Services:
     preparation: Preparation
     launcher: Launcher
     control: ControlChannel
+    journal: Journal
+    stopping: Stopping
     in_flight: InFlight
     outbox: Outbox
     events: WorkerEvents

@@ -13,7 +13,8 @@ import structlog
 from worker.api.client import PrefectClient
 from worker.api.errors import NotFound
 from worker.api.models import StateType
-from worker.runs.claims import Claim
+
+AWAITING_RETRY = "AwaitingRetry"
 
 
 class States:
@@ -38,10 +39,15 @@ class States:
         """
         return await self._propose(flow_run_id, StateType.CANCELLED, message, force=force)
 
-    async def give_back(self, claim: Claim, message: str, *, now: datetime) -> bool:
+    async def give_back(self, flow_run_id: UUID, message: str, *, due: datetime) -> bool:
         """Return a claimed run that was never started, so that it is handed out again; False if it is not."""
-        due = claim.flow_run.next_scheduled_start_time or now
-        return await self._propose(claim.flow_run.id, StateType.SCHEDULED, message, scheduled_time=due)
+        return await self._propose(flow_run_id, StateType.SCHEDULED, message, scheduled_time=due)
+
+    async def reschedule(self, flow_run_id: UUID, message: str, *, due: datetime) -> bool:
+        """Schedule a run again whose process was ended before it had finished; False if it is not (PROTOCOL 7)."""
+        return await self._propose(
+            flow_run_id, StateType.SCHEDULED, message, name=AWAITING_RETRY, scheduled_time=due
+        )
 
     async def _propose(
         self,
@@ -49,6 +55,7 @@ class States:
         state_type: StateType,
         message: str,
         *,
+        name: str | None = None,
         scheduled_time: datetime | None = None,
         force: bool = False,
     ) -> bool:
@@ -56,6 +63,7 @@ class States:
             answer = await self._client.set_state(
                 flow_run_id,
                 type=state_type,
+                name=name,
                 message=self._redact(message),
                 transition_id=uuid4(),
                 scheduled_time=scheduled_time,

@@ -18,8 +18,9 @@ from worker.processes.output import follow
 from worker.processes.process import Exit, ProcessHandle
 from worker.runs.conclusion import Intent
 from worker.runs.outbox import RunLog
-from worker.runs.preparation import Prepared
 from worker.runs.services import Services
+from worker.runs.stopping import Stop
+from worker.runs.worker_events import Subject
 
 # How long a run that has ended waits for its pid to get through, in seconds.
 NOTE_GRACE = 2.0
@@ -27,14 +28,20 @@ NOTE_GRACE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A process on its way, and where its traces are."""
+    """A process on its way, and where its traces are.
+
+    An adopted one has no `token`: its control channel ended with the daemon that started it (PROTOCOL 4.4). Its
+    `infrastructure_pid` is what is to be noted on the server, or has been.
+    """
 
     flow_run: FlowRun
     handle: ProcessHandle
-    prepared: Prepared
     output: Path
-    token: str
-    submitted_event: UUID
+    stream_output: bool
+    token: str | None
+    infrastructure_pid: str
+    subject: Subject | None
+    submitted_event: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class Supervision:
         noting = anyio.CancelScope()
         async with anyio.create_task_group() as attending:
             attending.start_soon(self._note_pid, noting)
-            if self._launched.prepared.spec.stream_output:
+            if self._launched.stream_output:
                 attending.start_soon(self._forward_output, done)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._obey_cancellation)
@@ -75,10 +82,13 @@ class Supervision:
             done.set()
         return self._ended(await self._launched.handle.wait())
 
-    async def stop(self) -> Ended:
-        """End the process because the daemon is ending."""
-        if self._intent is Intent.NONE:
-            self._intent = Intent.STOP
+    async def stop(self, how: Stop) -> Ended:
+        """End the process because the daemon is ending; one that has ended by itself is left with its own reason."""
+        if self._intent is Intent.NONE and self._launched.handle.alive():
+            self._intent = Intent.RESCHEDULE if how is Stop.RESCHEDULE else Intent.STOP
+            if how is Stop.RESCHEDULE:
+                result = await self._tell(ControlIntent.RESCHEDULE)
+                self._log.info("flow_run.rescheduling", engine=result.value)
         await self._launched.handle.stop(grace=self._services.kill_grace)
         exit_ = await self._launched.handle.wait()
         await self._sweep()
@@ -97,7 +107,7 @@ class Supervision:
         It is information only, so the run's end does not wait for it for long: `scope` is given a deadline then.
         """
         run = self._launched.flow_run
-        pid = f"{self._services.hostname}:{self._launched.handle.pid}"
+        pid = self._launched.infrastructure_pid
         with scope:
             try:
                 await self._services.client.update_flow_run(run.id, infrastructure_pid=pid)
@@ -120,12 +130,17 @@ class Supervision:
         """Cancel through the control channel, so that the engine runs its hooks; then end the process."""
         await self._cancel_requested.wait()
         self._intent = Intent.CANCEL
-        result = await self._services.control.send_intent(self._launched.token, ControlIntent.CANCEL)
+        result = await self._tell(ControlIntent.CANCEL)
         self._log.info("flow_run.cancelling", engine=result.value)
         if result is IntentResult.ALREADY_CONCLUDED:
             # It has reported and is about to end by itself.
             await anyio.sleep(self._services.kill_grace)
         await self._launched.handle.stop(grace=self._services.kill_grace)
+
+    async def _tell(self, intent: ControlIntent) -> IntentResult:
+        if self._launched.token is None:
+            return IntentResult.NOT_CONNECTED
+        return await self._services.control.send_intent(self._launched.token, intent)
 
     async def _sweep(self) -> None:
         """Whatever the run left behind ends with it; it could hold the output open for ever."""

@@ -1,0 +1,178 @@
+"""A daemon is killed, at any moment: the next one adopts, reports or gives back, and every run ends once."""
+
+import os
+import shlex
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import bare_job, leaks
+from tests.support.api import PrefectApi
+from tests.support.daemons import StartWorker, Worker
+from tests.support.project import Project
+from tests.support.wait import wait_for
+from worker.runs.journal import Phase
+
+pytestmark = pytest.mark.timeout(300)
+
+REPOSITORY = Path(__file__).parents[2]
+# Each write of an attempt that goes well, in order; the last one is its entry's removal.
+WRITES = [*Phase, "settled"]
+
+
+@pytest.fixture
+def pool(api: PrefectApi) -> str:
+    return api.create_pool()
+
+
+@pytest.fixture
+def project(api: PrefectApi, pool: str, tmp_path: Path) -> Project:
+    return Project(api=api, pool=pool, out=tmp_path / "out")
+
+
+class BareJobs:
+    """Runs of a command that reports for itself and keeps a ledger."""
+
+    def __init__(self, project: Project, directory: Path) -> None:
+        self.project = project
+        self.ledger = directory / "ledger"
+        self.gate = directory / "gate"
+
+    def run(self, *, gated: bool = False) -> str:
+        words = [sys.executable, bare_job.__file__, str(self.ledger), *([str(self.gate)] if gated else [])]
+        return self.project.run(job_variables={"command": shlex.join(words)})
+
+    def lines(self) -> list[list[str]]:
+        return [line.split() for line in self.ledger.read_text().splitlines()] if self.ledger.exists() else []
+
+    def begun(self, run_id: str) -> list[str]:
+        """The executions that began this run."""
+        return [execution for run, execution, _, what in self.lines() if (run, what) == (run_id, "begin")]
+
+    def wait_begun(self, run_id: str) -> None:
+        wait_for(lambda: self.begun(run_id), description=f"run {run_id} begins")
+
+
+@pytest.fixture
+def jobs(project: Project, tmp_path: Path) -> BareJobs:
+    return BareJobs(project, tmp_path)
+
+
+def killed(worker: Worker) -> Worker:
+    os.kill(worker.pid, signal.SIGKILL)
+    assert worker.wait_exit() == -signal.SIGKILL
+    return worker
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("write", range(1, len(WRITES) + 1), ids=WRITES)
+def test_killed_at_any_write_of_the_journal(
+    api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker, write: int, when: str
+) -> None:
+    run = jobs.run()
+    first = daemon(
+        pool=pool,
+        program="tests.support.crashing_daemon",
+        env={"CRASH_AT": str(write), "CRASH_WHEN": when, "PYTHONPATH": str(REPOSITORY)},
+        wait=False,
+    )
+    assert first.wait_exit() == -signal.SIGKILL
+    daemon(pool=pool, successor_of=first)
+    ended = api.wait_for_final(run)
+    assert ended["state_type"] == "COMPLETED", api.story(run)
+    assert len(jobs.begun(run)) == 1, "started once, by whichever daemon"
+    assert Counter(name for name in api.state_names(run) if name == "Completed") == {"Completed": 1}
+
+
+def test_living_runs_are_adopted_and_their_ends_reported(
+    api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker
+) -> None:
+    well, badly = jobs.run(gated=True), jobs.run(gated=True)
+    first = daemon(pool=pool)
+    for run in (well, badly):
+        jobs.wait_begun(run)
+        api.wait_for_state(run, "RUNNING")
+    killed(first)
+    second = daemon(pool=pool, successor_of=first, args=("--limit", "2"))
+    pids = {event["flow_run_id"]: event["pid"] for event in second.events("flow_run.adopted")}
+    assert pids.keys() == {well, badly}
+    os.killpg(pids[badly], signal.SIGKILL)
+    crashed = api.wait_for_final(badly)
+    assert crashed["state_type"] == "CRASHED", api.story(badly)
+    other = jobs.run(gated=True)
+    jobs.wait_begun(other)  # the slot of the crashed one is free again
+    jobs.gate.touch()
+    for run in (well, other):
+        assert api.wait_for_final(run)["state_type"] == "COMPLETED", api.story(run)
+
+
+def test_what_ended_while_nobody_looked_is_reported(
+    api: PrefectApi, project: Project, pool: str, daemon: StartWorker
+) -> None:
+    run = project.run("sleeps", parameters={"deaf": True})
+    first = daemon(pool=pool)
+    fact = project.wait_for_fact(run, "sleeping")
+    api.wait_for_state(run, "RUNNING")
+    killed(first)
+    os.kill(fact["pid"], signal.SIGKILL)
+    daemon(pool=pool, successor_of=first)
+    assert api.wait_for_final(run)["state_type"] == "CRASHED", api.story(run)
+    wait_for(
+        lambda: not psutil.pid_exists(fact["grandchild"]), description="its deaf grandchild ends with it"
+    )
+
+
+def test_an_adopted_run_can_be_cancelled(
+    api: PrefectApi, project: Project, pool: str, daemon: StartWorker
+) -> None:
+    run = project.run("sleeps")
+    first = daemon(pool=pool)
+    project.wait_for_fact(run, "sleeping")
+    api.wait_for_state(run, "RUNNING")
+    killed(first)
+    second = daemon(pool=pool, successor_of=first)
+    second.wait_for_event("flow_run.adopted")
+    api.cancel(run)
+    # Its engine has lost the channel on which it would be told why it is ended, and first takes it for a crash.
+    api.wait_for_state(run, "CANCELLED")
+
+
+def test_detached_runs_go_on_and_are_adopted(
+    api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker
+) -> None:
+    run = jobs.run(gated=True)
+    first = daemon(pool=pool, args=("--detach-on-stop",))
+    jobs.wait_begun(run)
+    api.wait_for_state(run, "RUNNING")
+    assert first.stop() == 0
+    assert leaks.entries(first.journal), "it is on record for the next daemon"
+    second = daemon(pool=pool, successor_of=first)
+    second.wait_for_event("flow_run.adopted", flow_run_id=run)
+    jobs.gate.touch()
+    assert api.wait_for_final(run)["state_type"] == "COMPLETED", api.story(run)
+    assert len(jobs.begun(run)) == 1
+
+
+def test_a_damaged_journal_is_set_aside(
+    api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker
+) -> None:
+    first = daemon(pool=pool)
+    assert first.stop() == 0
+    first.journal.write_bytes(b"this is no database" * 1000)
+    second = daemon(pool=pool, successor_of=first)
+    assert second.events("journal.damaged")
+    assert list(first.journal.parent.glob("journal.db.damaged-*"))
+    run = jobs.run()
+    assert api.wait_for_final(run)["state_type"] == "COMPLETED", api.story(run)
+
+
+def test_one_daemon_per_state_directory(pool: str, daemon: StartWorker) -> None:
+    first = daemon(pool=pool)
+    second = daemon(pool=pool, successor_of=first, wait=False)
+    assert second.wait_exit() == 7
+    assert f"another headrace (pid {first.pid})" in second.stderr()
+    assert first.service.returncode is None

@@ -1,0 +1,235 @@
+"""What an earlier daemon, or a server that did not answer, has left unsettled: each open journal entry is settled.
+
+`decide` is the decision, over plain values. Carrying it out is `Recovery`'s: at boot before anything is claimed, and
+from then on now and then, for what could not be reported when it was due.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import assert_never
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+import structlog
+from anyio.abc import TaskGroup
+from structlog.contextvars import bound_contextvars
+
+from worker.api.models import FlowRun
+from worker.processes.process import Exit, ProcessHandle
+from worker.processes.process_table import Identity, boot_id, find_leader
+from worker.processes.tree import end_strays
+from worker.runs import workspace
+from worker.runs.adoption import Adoption
+from worker.runs.claims import Standing
+from worker.runs.conclusion import Intent
+from worker.runs.journal import Entry, Phase
+from worker.runs.record import Record, marker_of
+from worker.runs.reports import Reports
+from worker.runs.services import Services
+from worker.runs.supervision import Ended
+from worker.runs.workspace import Workspace
+
+INTERVAL = 30.0
+# How long a claim whose request was lost can still be carried out by a slow server.
+CLAIM_SETTLES = timedelta(minutes=5)
+STOPPED_BEFORE_START = "The worker ended before the run was started."
+
+
+class Action(StrEnum):
+    """What to do about an open entry."""
+
+    ADOPT = "adopt"
+    REPORT = "report"
+    GIVE_BACK = "give back"
+    CANCEL = "cancel"
+    DISCARD = "discard"
+    WAIT = "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is left of an attempt on this machine: its living process, and whether one may ever have been started."""
+
+    process: Identity | None
+    began: bool
+
+
+def decide(*, phase: Phase, alive: bool, began: bool, standing: Standing, age: timedelta) -> Action:
+    """What to do about an open entry that nobody attends to.
+
+    A living process is adopted whatever the server says: it is there. One that has ended, or may have begun, is
+    reported. What certainly never began is given back if the claim is ours; `age` is how long ago it was made.
+    """
+    if phase is not Phase.CLAIMING and alive:
+        return Action.ADOPT
+    if phase is not Phase.CLAIMING and began:
+        return Action.REPORT
+    match standing:
+        case Standing.OURS:
+            return Action.GIVE_BACK
+        case Standing.OURS_CANCELLING:
+            return Action.CANCEL
+        case Standing.THEIRS | Standing.GONE:
+            return Action.DISCARD
+        case Standing.UNTOUCHED:
+            # The request may still be on its way. Clocks jump: an entry from the future is as old as any.
+            return Action.WAIT if timedelta(0) <= age < CLAIM_SETTLES else Action.DISCARD
+        case Standing.UNKNOWN:
+            return Action.WAIT
+        case _:
+            assert_never(standing)
+
+
+class Recovery:
+    """Settles open entries; one for the daemon's life.
+
+    `executions` is where adopted processes are attended to; `clock` gives wall-clock seconds, `now` the same as a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        services: Services,
+        executions: TaskGroup,
+        clock: Callable[[], float],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._services = services
+        self._executions = executions
+        self._clock = clock
+        self._now = now
+        self._attended: set[UUID] = set()
+        self._log = structlog.get_logger()
+
+    async def adopt_living(self) -> None:
+        """Take over every process that still runs; needs no server."""
+        for entry in self._open():
+            if entry.phase in {Phase.LAUNCHING, Phase.LAUNCHED}:
+                found = await anyio.to_thread.run_sync(_find, entry)
+                if found.process is not None:
+                    await self._adopt(entry, found.process)
+
+    async def settle_once(self) -> float:
+        """Settle what nobody attends to; returns the seconds until the next look."""
+        async with anyio.create_task_group() as settling:
+            for entry in self._open():
+                settling.start_soon(self._settle, entry)
+        return INTERVAL
+
+    async def clear_directories(self) -> None:
+        """Remove the directories of attempts that are neither open nor alive."""
+        owned = {entry.directory for entry in self._services.journal.entries() if entry.directory}
+        await anyio.to_thread.run_sync(_clear, self._services.runs_directory, owned)
+
+    def _open(self) -> list[Entry]:
+        """Entries that neither an execution nor an adoption of this daemon is working on."""
+        in_flight = set(self._services.in_flight)
+        return [
+            entry
+            for entry in self._services.journal.entries()
+            if entry.attempt not in self._attended and entry.flow_run_id not in in_flight
+        ]
+
+    async def _settle(self, entry: Entry) -> None:
+        with bound_contextvars(flow_run_id=str(entry.flow_run_id), flow_run=entry.name):
+            self._attended.add(entry.attempt)
+            try:
+                await self._act(entry)
+            except Exception as error:  # noqa: BLE001 - one run's trouble is not the others'; it is tried again
+                self._log.warning("flow_run.unsettled", reason=str(error))
+            finally:
+                self._attended.discard(entry.attempt)
+
+    async def _act(self, entry: Entry) -> None:
+        found = await anyio.to_thread.run_sync(_find, entry)
+        standing = Standing.UNKNOWN
+        if not found.began:
+            standing = await self._services.claims.standing(_flow_run(entry), entry.attempt)
+        action = decide(
+            phase=entry.phase,
+            alive=found.process is not None,
+            began=found.began,
+            standing=standing,
+            age=self._now() - entry.since,
+        )
+        self._log.info("flow_run.recovered", phase=entry.phase.value, action=action.value)
+        record = Record(self._services.journal, entry)
+        reports = Reports(flow_run=_flow_run(entry), record=record, services=self._services)
+        match action:
+            case Action.ADOPT:
+                if found.process is not None:
+                    await self._adopt(entry, found.process)
+            case Action.REPORT:
+                await self._report(entry, record, reports)
+            case Action.GIVE_BACK | Action.CANCEL | Action.DISCARD:
+                await end_strays(marker_of(entry))
+                await reports.undone(standing, STOPPED_BEFORE_START)
+                if action is Action.DISCARD and not record.closed:
+                    await record.close()
+            case Action.WAIT:
+                pass
+            case _:
+                assert_never(action)
+        if record.closed and entry.directory:
+            await Workspace(Path(entry.directory)).remove()
+
+    async def _adopt(self, entry: Entry, process: Identity) -> None:
+        handle = ProcessHandle.adopt(
+            identity=process,
+            marker=marker_of(entry),
+            started=entry.started or self._clock(),
+            clock=self._clock,
+        )
+        if handle is None:
+            return  # it has ended this moment; the next look settles it
+        adoption = Adoption(
+            flow_run=_flow_run(entry),
+            record=Record(self._services.journal, entry),
+            handle=handle,
+            services=self._services,
+        )
+        await self._executions.start(adoption.run)
+
+    async def _report(self, entry: Entry, record: Record, reports: Reports) -> None:
+        await end_strays(marker_of(entry))
+        if entry.exit is None:
+            now = self._clock()
+            exit_ = Exit(code=None, signal=None, max_rss_bytes=None, started=entry.started or now, ended=now)
+            await record.exited(
+                Ended(exit=exit_, intent=Intent.NONE, infrastructure_pid=entry.infrastructure_pid),
+                concluded=None,
+            )
+        await reports.exited(Workspace.of(entry.directory).output)
+
+
+def _find(entry: Entry) -> Found:
+    """Look on this machine for what the entry tells of. In a thread: it reads the process table."""
+    if entry.phase is Phase.CLAIMING:
+        return Found(process=None, began=False)
+    same_boot = entry.boot == boot_id()
+    process = find_leader(marker_of(entry)) if same_boot and entry.phase is not Phase.EXITED else None
+    if entry.process is not None and process != entry.process:
+        process = None  # what carries the marker outlived its leader; it is ended with it
+    output = Workspace.of(entry.directory).output
+    return Found(
+        process=process, began=entry.phase is not Phase.LAUNCHING or process is not None or output.exists()
+    )
+
+
+def _flow_run(entry: Entry) -> FlowRun:
+    """As much of the run as the entry tells."""
+    return FlowRun(
+        id=entry.flow_run_id,
+        name=entry.name,
+        state_id=entry.state_id,
+        next_scheduled_start_time=entry.due,
+    )
+
+
+def _clear(runs: Path, owned: set[str]) -> None:
+    for directory in workspace.strays(runs, owned=owned):
+        workspace.remove(directory)
