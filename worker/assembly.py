@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import anyio
@@ -21,11 +22,13 @@ from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
 from worker.processes.tree import OrphanReaper
 from worker.runs.cancellations import Cancellations
+from worker.runs.claim_gate import ClaimGate, free_bytes
 from worker.runs.claims import Claims
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
 from worker.runs.job_variables import JobVariablesMode
 from worker.runs.journal import Journal
+from worker.runs.lost_runs import LostRuns
 from worker.runs.outbox import Outbox
 from worker.runs.poller import Poller
 from worker.runs.preparation import Preparation
@@ -84,6 +87,7 @@ class Parts:
     reaper: OrphanReaper
     journal: Journal
     recovery: Recovery
+    lost_runs: LostRuns
     stopping: Stopping
 
     async def reap_orphans(self) -> float:
@@ -151,13 +155,16 @@ def assemble(
         hostname=socket.gethostname(),
         runs_directory=options.state.runs,
         kill_grace=settings.headrace.kill_grace_seconds,
+        output_limit=settings.headrace.output_limit,
         print_output=options.print_output,
     )
 
-    def start(flow_run: FlowRun) -> Execution:
-        execution = Execution(flow_run=flow_run, services=services)
+    def start(flow_run: FlowRun, skip: str | None = None) -> Execution:
+        execution = Execution(flow_run=flow_run, services=services, skip=skip)
         executions.start_soon(execution.run)
         return execution
+
+    gate = ClaimGate(journal=journal, free_bytes=partial(free_bytes, options.state.path))
 
     poller = Poller(
         client=client,
@@ -166,7 +173,11 @@ def assemble(
         prefetch=options.prefetch_seconds,
         interval=settings.worker.query_seconds,
         in_flight=in_flight,
+        max_late=settings.headrace.max_late,
+        only_latest=settings.headrace.only_latest,
+        may_claim=gate.closed,
         start=start,
+        skip=start,
         now=utc_now,
         random=random.random,
     )
@@ -185,6 +196,9 @@ def assemble(
         reaper=OrphanReaper(),
         journal=journal,
         recovery=Recovery(services=services, executions=executions, clock=time.time, now=utc_now),
+        lost_runs=LostRuns(
+            services=services, pool=options.pool, work_queues=options.work_queues, now=utc_now
+        ),
         stopping=stopping,
     )
 

@@ -150,7 +150,7 @@ def _start_flags(parser: argparse.ArgumentParser) -> None:
     ours.add_argument(
         "--only-latest",
         action=argparse.BooleanOptionalAction,
-        help="of a deployment's overdue scheduled runs, run the latest and cancel the others (default: run all)",
+        help="of the overdue runs of a schedule, run the latest and cancel the others (default: run all)",
     )
     ours.add_argument(
         "--output-limit",

@@ -22,7 +22,7 @@ from worker.assembly import Options, Parts, assemble, utc_now
 from worker.processes.control import ControlChannel
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.tree import become_subreaper
-from worker.runs import recovery
+from worker.runs import lost_runs, recovery
 from worker.runs.journal import JournalTooNewError
 from worker.runs.stopping import Stop
 from worker.runs.wake import Wake
@@ -182,9 +182,11 @@ async def _recover_living(parts: Parts) -> None:
 
 async def _recover_rest(parts: Parts, attending: TaskGroup) -> None:
     """Settle what else an earlier daemon has left, before anything new is claimed, and keep doing so."""
+    await repeat(parts.lost_runs.look_once, what="lost_runs", once=True)
     await parts.recovery.settle_once()
     await parts.recovery.clear_directories()
     attending.start_soon(_loop(parts.recovery.settle_once, what="recovery", after=recovery.INTERVAL))
+    attending.start_soon(_loop(parts.lost_runs.look_once, what="lost_runs", after=lost_runs.INTERVAL))
 
 
 def _shutdown(settings: Settings, parts: Parts) -> Shutdown:
@@ -250,6 +252,7 @@ def _serve_health(settings: Settings, parts: Parts, shutdown: Shutdown) -> Gener
         last = parts.pool.last_beat if shutdown.draining else parts.poller.last_polled
         return health.Snapshot(
             last_contact=last or began,
+            draining=shutdown.draining,
             poll_interval=max(
                 settings.worker.query_seconds,
                 settings.worker.heartbeat_seconds if shutdown.draining else 0,

@@ -1,5 +1,6 @@
-"""Health over HTTP: `GET /health`, as `prefect worker start --with-healthcheck` serves it.
+"""Health over HTTP: `GET /health`, as `prefect worker start --with-healthcheck` serves it, and `GET /ready`.
 
+Healthy is who should not be restarted, ready is who takes new runs: a draining daemon is the one and not the other.
 Reads a snapshot of plain values through a function; changes nothing and waits for nothing, so it runs in
 a thread of its own with the standard library's server.
 """
@@ -33,6 +34,7 @@ class Snapshot:
 
     last_contact: datetime
     poll_interval: float
+    draining: bool = False
 
 
 def is_healthy(snapshot: Snapshot, *, now: datetime) -> bool:
@@ -60,9 +62,13 @@ def serve(
         timeout = 5.0
 
         def do_GET(self) -> None:
-            if self.path.split("?", 1)[0] != "/health":
+            seen = snapshot()
+            route = self.path.split("?", 1)[0]
+            if route not in {"/health", "/ready"}:
                 self._answer(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
-            elif is_healthy(snapshot(), now=now()):
+            elif route == "/ready" and seen.draining:
+                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"message": "draining"})
+            elif is_healthy(seen, now=now()):
                 self._answer(HTTPStatus.OK, {"message": "OK"})
             else:
                 self._answer(

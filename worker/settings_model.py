@@ -83,7 +83,7 @@ class HeadraceSettings:
     max_late: float | None
     """Seconds after their due time at which runs made by a schedule are still started; None: always."""
     only_latest: bool
-    """Whether only the latest of a deployment's missed scheduled runs is started."""
+    """Whether only the latest of a schedule's missed runs is started."""
     output_limit: int
     """Bytes of output that one run may keep on disk; the earliest are dropped first."""
 

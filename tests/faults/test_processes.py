@@ -450,8 +450,8 @@ anyio.run(main)
     path = tmp_path / "output"
     lines = 200 * 1024 * 1024 // 16384
     with path.open("wb") as file:
-        file.truncate(200 * 1024 * 1024)
-        file.seek(0, os.SEEK_END)
+        for _ in range(200):
+            file.write(bytes(1 << 20))
         for _ in range(200):
             file.write((b"y" * 4095 + b"\n") * 256)
     done = await anyio.run_process([sys.executable, "-c", script, str(path)], cwd=Path(__file__).parents[2])

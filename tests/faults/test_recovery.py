@@ -1,17 +1,16 @@
 """A daemon is killed, at any moment: the next one adopts, reports or gives back, and every run ends once."""
 
 import os
-import shlex
 import signal
-import sys
 from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support import bare_job, leaks
+from tests.support import leaks
 from tests.support.api import PrefectApi
+from tests.support.bare_jobs import BareJobs
 from tests.support.daemons import StartWorker, Worker
 from tests.support.project import Project
 from tests.support.wait import wait_for
@@ -24,42 +23,14 @@ REPOSITORY = Path(__file__).parents[2]
 WRITES = [*Phase, "settled"]
 
 
-@pytest.fixture
-def pool(api: PrefectApi) -> str:
-    return api.create_pool()
-
-
-@pytest.fixture
-def project(api: PrefectApi, pool: str, tmp_path: Path) -> Project:
-    return Project(api=api, pool=pool, out=tmp_path / "out")
-
-
-class BareJobs:
-    """Runs of a command that reports for itself and keeps a ledger."""
-
-    def __init__(self, project: Project, directory: Path) -> None:
-        self.project = project
-        self.ledger = directory / "ledger"
-        self.gate = directory / "gate"
-
-    def run(self, *, gated: bool = False) -> str:
-        words = [sys.executable, bare_job.__file__, str(self.ledger), *([str(self.gate)] if gated else [])]
-        return self.project.run(job_variables={"command": shlex.join(words)})
-
-    def lines(self) -> list[list[str]]:
-        return [line.split() for line in self.ledger.read_text().splitlines()] if self.ledger.exists() else []
-
-    def begun(self, run_id: str) -> list[str]:
-        """The executions that began this run."""
-        return [execution for run, execution, _, what in self.lines() if (run, what) == (run_id, "begin")]
-
-    def wait_begun(self, run_id: str) -> None:
-        wait_for(lambda: self.begun(run_id), description=f"run {run_id} begins")
-
-
-@pytest.fixture
-def jobs(project: Project, tmp_path: Path) -> BareJobs:
-    return BareJobs(project, tmp_path)
+def crash(write: int, when: str, signals: str = "SIGKILL") -> dict[str, str]:
+    """What makes the crashing daemon crash there."""
+    return {
+        "CRASH_AT": str(write),
+        "CRASH_WHEN": when,
+        "CRASH_SIGNALS": signals,
+        "PYTHONPATH": str(REPOSITORY),
+    }
 
 
 def killed(worker: Worker) -> Worker:
@@ -77,7 +48,7 @@ def test_killed_at_any_write_of_the_journal(
     first = daemon(
         pool=pool,
         program="tests.support.crashing_daemon",
-        env={"CRASH_AT": str(write), "CRASH_WHEN": when, "PYTHONPATH": str(REPOSITORY)},
+        env=crash(write, when),
         wait=False,
     )
     assert first.wait_exit() == -signal.SIGKILL
@@ -86,6 +57,39 @@ def test_killed_at_any_write_of_the_journal(
     assert ended["state_type"] == "COMPLETED", api.story(run)
     assert len(jobs.begun(run)) == 1, "started once, by whichever daemon"
     assert Counter(name for name in api.state_names(run) if name == "Completed") == {"Completed": 1}
+
+
+@pytest.mark.parametrize("write", range(1, len(WRITES) + 1), ids=WRITES)
+def test_told_to_stop_at_any_write_of_the_journal(
+    api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker, write: int
+) -> None:
+    run = jobs.run()
+    worker = daemon(
+        pool=pool, program="tests.support.crashing_daemon", env=crash(write, "before", "SIGTERM"), wait=False
+    )
+    assert worker.wait_exit() == 0
+    assert api.flow_run(run)["state_type"] == "COMPLETED", api.story(run)
+    assert len(jobs.begun(run)) == 1
+    assert leaks.entries(worker.journal) == []
+
+
+@pytest.mark.parametrize("write", range(1, 4), ids=WRITES[:3])
+def test_told_to_stop_at_once_at_any_write_of_the_journal(
+    api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker, write: int
+) -> None:
+    run = jobs.run(gated=True)
+    worker = daemon(
+        pool=pool,
+        program="tests.support.crashing_daemon",
+        env=crash(write, "before", "SIGTERM SIGINT"),
+        wait=False,
+    )
+    assert worker.wait_exit() == 0
+    state = api.flow_run(run)["state_type"]
+    launched = worker.events("flow_run.launched")
+    assert state == ("CRASHED" if launched else "SCHEDULED"), api.story(run)
+    assert bool(launched) is (write == len(Phase) - 1), "started only if it was under way already"
+    assert leaks.entries(worker.journal) == []
 
 
 def test_living_runs_are_adopted_and_their_ends_reported(

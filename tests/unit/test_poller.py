@@ -18,10 +18,28 @@ pytestmark = pytest.mark.anyio
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PATH = "/work_pools/p/get_scheduled_flow_runs"
+FILTER = "/flow_runs/filter"
 
 
 def run(**fields: Any) -> dict[str, Any]:
     return {"id": str(uuid4()), "name": "r", "state_type": "SCHEDULED", "state_name": "Scheduled", **fields}
+
+
+def scheduled(
+    number: int, *, minutes_late: int, deployment: int = 1, schedule: int = 1, **fields: Any
+) -> dict[str, Any]:
+    """A missed run of a schedule, as the server shows it."""
+    time = (NOW - timedelta(minutes=minutes_late)).isoformat()
+    return run(
+        id=str(UUID(int=number)),
+        state_name="Late",
+        deployment_id=str(UUID(int=deployment)),
+        created_by={"type": "SCHEDULE", "id": str(UUID(int=schedule))},
+        auto_scheduled=True,
+        expected_start_time=time,
+        next_scheduled_start_time=time,
+        **fields,
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +104,18 @@ class Bench:
         losing: int = 0,
         queues: tuple[str, ...] = (),
         minutes_per_claim: int = 0,
+        max_late: float | None = None,
+        only_latest: bool = False,
+        seconds_per_skip: float = 0,
+        skips_succeed: bool = True,
     ) -> None:
+        self.skipped: list[tuple[int, str]] = []
+        self.withheld: str | None = None
+        self._max_late = max_late
+        self._only_latest = only_latest
+        self._seconds_per_skip = seconds_per_skip
+        self._skips_succeed = skips_succeed
+        self._waiting: list[dict[str, Any]] = []
         self.executions: list[StartedExecution] = []
         self._minutes_per_claim = minutes_per_claim
         self.server = CannedServer()
@@ -104,6 +133,39 @@ class Bench:
         self.executions.append(StartedExecution(flow_run.id, self.in_flight, wins=wins))
         return cast("Execution", self.executions[-1])
 
+    def skip(self, flow_run: FlowRun, message: str) -> Execution:
+        self.skipped.append((flow_run.id.int, message))
+        self.now += timedelta(seconds=self._seconds_per_skip)
+        if self._skips_succeed:
+            self._waiting = [one for one in self._waiting if one["id"] != str(flow_run.id)]
+        return cast("Execution", StartedExecution(flow_run.id, self.in_flight, wins=False))
+
+    def serve(self, waiting: list[dict[str, Any]], *, shown: int = 200, seconds: float = 0) -> None:
+        """Answer polls with the first `shown` of these runs; an answer to what is asked beside takes `seconds`.
+
+        Runs that are skipped are handed out no more. Pages are of `shown` runs, too.
+        """
+        self._waiting = waiting
+
+        def due(body: Any) -> tuple[int, Any]:
+            self.now += timedelta(seconds=seconds)
+            wanted = body["flow_runs"]["deployment_id"]["any_"]
+            found = [one for one in self._waiting if one["deployment_id"] in wanted]
+            found.sort(key=lambda one: str(one["expected_start_time"]), reverse=True)
+            return 200, found[body["offset"] : body["offset"] + shown]
+
+        self.server.on_call(
+            "POST",
+            PATH,
+            lambda body: (200, [{"flow_run": one} for one in self._waiting[: body.get("limit", shown)]]),
+        )
+        self.server.on_call("POST", FILTER, due)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the runs that were started."""
+        return [one.int for one in self.started]
+
     async def poll(self, times: int = 1) -> float:
         delay = 0.0
         async with self.server.client() as client:
@@ -117,6 +179,10 @@ class Bench:
                 start=self.start,
                 now=lambda: self.now,
                 random=lambda: 1.0,
+                max_late=self._max_late,
+                only_latest=self._only_latest,
+                skip=self.skip,
+                may_claim=lambda: self.withheld,
             )
             for _ in range(times):
                 delay = await poller.poll_once()
@@ -199,3 +265,183 @@ async def test_an_unknown_queue_is_reported_once() -> None:
     assert len(refused) == 1
     assert "p/typo" in refused[0]["reason"]
     assert refused[0]["work_queues"] == ["typo"]
+
+
+async def test_nothing_is_skipped_by_default() -> None:
+    bench = Bench()
+    bench.server.on("POST", PATH, [{"flow_run": scheduled(n, minutes_late=9000 - n)} for n in (1, 2)])
+    assert await bench.poll() == pytest.approx(13.0)
+    assert bench.numbers == [1, 2]
+    assert bench.skipped == []
+
+
+async def test_what_is_too_late_is_skipped_before_the_others_start() -> None:
+    bench = Bench(max_late=3600)
+    bench.serve([scheduled(1, minutes_late=90), run(id=str(UUID(int=2))), scheduled(3, minutes_late=5)])
+    assert await bench.poll() == 0, "there may be more behind them"
+    assert bench.skipped == [(1, "Skipped: it was due 1 h 30 min ago, more than --max-late 1h.")]
+    assert bench.numbers == [2, 3]
+    assert bench.server.bodies("POST", FILTER) == [], "only --only-latest needs to ask"
+
+
+async def test_the_latest_of_a_cut_off_answer_is_asked_for_and_started_at_once() -> None:
+    bench = Bench(only_latest=True)
+    bench.serve([scheduled(n, minutes_late=100 - n) for n in range(1, 10)], shown=3)
+    await bench.poll()
+    assert bench.numbers == [9]
+    assert [number for number, _ in bench.skipped] == [1, 2, 3]
+    assert bench.server.bodies("POST", FILTER) == [
+        {
+            "flow_runs": {
+                "deployment_id": {"any_": [str(UUID(int=1))]},
+                "state": {
+                    "type": {
+                        "any_": [
+                            "COMPLETED",
+                            "CRASHED",
+                            "FAILED",
+                            "PAUSED",
+                            "PENDING",
+                            "RUNNING",
+                            "SCHEDULED",
+                        ]
+                    }
+                },
+                "expected_start_time": {"before_": NOW.isoformat()},
+            },
+            "sort": "EXPECTED_START_TIME_DESC",
+            "offset": 0,
+        }
+    ]
+
+
+async def test_the_latest_of_each_schedule_is_looked_for_until_all_are_found() -> None:
+    """Behind the runs of users, and those of a deployment that runs more often."""
+    bench = Bench(only_latest=True)
+    daily = [scheduled(n, minutes_late=1440 * (5 - n), deployment=1) for n in (1, 2, 3)]
+    often = [scheduled(10 + n, minutes_late=90 - n, deployment=2) for n in range(1, 20)]
+    by_hand = [
+        {**scheduled(100 + n, minutes_late=5, deployment=1), "auto_scheduled": False} for n in range(9)
+    ]
+    bench.serve([daily[0], often[0], *daily[1:], *often[1:], *by_hand], shown=4)
+    await bench.poll()
+    assert bench.numbers == [29, 3]
+    assert [number for number, _ in bench.skipped] == [1, 11, 2]
+    asked = bench.server.bodies("POST", FILTER)
+    assert [len(body["flow_runs"]["deployment_id"]["any_"]) for body in asked] == [2, 2, 2, 1, 1, 1]
+    assert [body["offset"] for body in asked] == [0, 4, 8, 0, 4, 8]
+
+
+async def test_without_a_missed_run_nothing_more_is_asked() -> None:
+    bench = Bench(only_latest=True)
+    bench.serve([run(), scheduled(1, minutes_late=-1)])
+    assert await bench.poll() == pytest.approx(13.0)
+    assert len(bench.started) == 2
+    assert bench.server.bodies("POST", FILTER) == []
+
+
+async def test_when_the_server_cannot_tell_the_latest_it_is_said_once_and_then_the_answers_own_is_kept() -> (
+    None
+):
+    bench = Bench(only_latest=True)
+    bench.server.on(
+        "POST",
+        PATH,
+        [{"flow_run": scheduled(n, minutes_late=100 - n)} for n in (1, 2)] + [{"flow_run": run()}],
+    )
+    bench.server.on("POST", FILTER, {"detail": "no"}, status=422)
+    with capture_logs() as logs:
+        await bench.poll(times=3)
+    assert len(bench.started) == 2, "the user's run at once, the schedule's at the second poll"
+    assert bench.numbers[1] == 2
+    assert [number for number, _ in bench.skipped] == [1, 1], "handed out again by this server"
+    assert [one["log_level"] for one in logs if one["event"] == "poll.latest_unknown"] == ["warning"]
+
+
+async def test_a_slow_word_on_the_latest_has_the_runs_asked_for_again() -> None:
+    """What was learnt about the schedule holds; runs are claimed from a fresh answer only."""
+    bench = Bench(only_latest=True)
+    bench.serve([scheduled(n, minutes_late=100 - n) for n in range(1, 10)], shown=3, seconds=60)
+    await bench.poll()
+    assert len(bench.server.bodies("POST", PATH)) == 2
+    assert [number for number, _ in bench.skipped] == [1, 2, 3]
+    assert bench.numbers == [], "the latest is not in the fresh answer"
+
+
+async def test_skipping_a_backlog_takes_turns_with_starting() -> None:
+    bench = Bench(max_late=60, seconds_per_skip=0.9)
+    backlog = [scheduled(n, minutes_late=100) for n in range(1, 8)]
+    bench.serve([*backlog, run(id=str(UUID(int=50)))])
+    assert await bench.poll() == 0
+    assert [number for number, _ in bench.skipped] == [1, 2, 3]
+    assert bench.numbers == [50]
+
+
+async def test_skips_so_slow_that_nothing_can_start_give_way_at_the_next_poll() -> None:
+    bench = Bench(max_late=60, seconds_per_skip=30)
+    bench.serve([*(scheduled(n, minutes_late=100) for n in (1, 2)), run(id=str(UUID(int=50)))])
+    assert await bench.poll(times=2) == pytest.approx(13.0)
+    assert [number for number, _ in bench.skipped] == [1]
+    assert bench.numbers == [50]
+
+
+async def test_no_more_than_fifty_are_skipped_at_a_time() -> None:
+    bench = Bench(max_late=60)
+    bench.serve([scheduled(n, minutes_late=100) for n in range(1, 121)])
+    assert await bench.poll() == 0
+    assert len(bench.skipped) == 50
+    assert await bench.poll(times=2) == 0
+    assert [number for number, _ in bench.skipped] == list(range(1, 121))
+
+
+async def test_runs_that_cannot_be_skipped_neither_hurry_the_poller_nor_hide_the_others() -> None:
+    bench = Bench(max_late=60, skips_succeed=False)
+    bench.serve([scheduled(n, minutes_late=100) for n in range(1, 61)])
+    assert await bench.poll() == 0
+    assert {number for number, _ in bench.skipped} == set(range(1, 51))
+    bench = Bench(max_late=60, skips_succeed=False)
+    bench.serve([scheduled(n, minutes_late=100) for n in range(1, 61)])
+    await bench.poll(times=2)
+    assert {number for number, _ in bench.skipped} == set(range(1, 61))
+    bench = Bench(max_late=60, skips_succeed=False)
+    bench.serve([scheduled(n, minutes_late=100) for n in (1, 2)])
+    assert await bench.poll(times=2) == pytest.approx(13.0)
+
+
+async def test_a_skip_uses_a_slot_only_for_a_moment_and_none_that_is_taken() -> None:
+    bench = Bench(limit=1, only_latest=True)
+    bench.serve([scheduled(n, minutes_late=100 - n) for n in range(1, 5)])
+    await bench.poll()
+    assert [number for number, _ in bench.skipped] == [1, 2, 3]
+    assert bench.numbers == [4]
+    bench.serve([scheduled(9, minutes_late=200)])
+    await bench.poll()
+    assert len(bench.skipped) == 3, "the only slot is taken"
+
+
+async def test_a_run_in_flight_or_not_to_be_claimed_yet_is_not_skipped() -> None:
+    bench = Bench(max_late=60)
+    soon = (NOW + timedelta(seconds=5)).isoformat()
+    waiting = scheduled(2, minutes_late=100) | {
+        "state_name": "AwaitingConcurrencySlot",
+        "next_scheduled_start_time": soon,
+    }
+    with bench.in_flight.slot(UUID(int=1), StartedExecution(UUID(int=1), bench.in_flight, wins=True)):
+        bench.serve([scheduled(1, minutes_late=100), waiting])
+        assert await bench.poll() == pytest.approx(13.0)
+    assert bench.skipped == []
+    assert bench.started == []
+
+
+async def test_while_claims_are_withheld_the_queues_are_kept_ready_and_nothing_is_claimed() -> None:
+    bench = Bench(max_late=60, only_latest=True)
+    bench.withheld = "the journal cannot be written"
+    bench.serve([run(id=str(UUID(int=50)), deployment_id=None), scheduled(1, minutes_late=100)])
+    with capture_logs() as logs:
+        assert await bench.poll() == pytest.approx(13.0)
+    assert [body.get("limit") for body in bench.server.bodies("POST", PATH)] == [0]
+    assert (bench.started, bench.skipped) == ([], [])
+    assert [one["withheld"] for one in logs if one["event"] == "poll.done"] == [bench.withheld]
+    bench.withheld = None
+    await bench.poll()
+    assert bench.numbers == [50]

@@ -115,6 +115,32 @@ class RunEndpoints(Endpoints):
         operation = f"read flow runs of work pool {pool!r}"
         return await self._pages(FlowRun, path("flow_runs", "filter"), operation, body, patience)
 
+    async def flow_runs_due(
+        self,
+        deployment_ids: Collection[UUID],
+        state_types: Collection[StateType],
+        due_by: datetime,
+        offset: int = 0,
+        **patience: Unpack[Patience],
+    ) -> list[FlowRun]:
+        """One page of these deployments' runs in such states that were made for `due_by` or before, the latest first.
+
+        No page is longer than the server's limit, and the one after the last is empty. The time a run was made
+        for (`expected_start_time`) stays the same when the run is moved or begun.
+        """
+        body = {
+            "flow_runs": {
+                "deployment_id": {"any_": [str(one) for one in sorted(deployment_ids)]},
+                "state": {"type": {"any_": sorted(state_types)}},
+                "expected_start_time": {"before_": due_by.isoformat()},
+            },
+            "sort": "EXPECTED_START_TIME_DESC",
+            "offset": offset,
+        }
+        operation = "look for later runs of schedules"
+        answer = await self._post(path("flow_runs", "filter"), operation, body, patience)
+        return self._read_each(FlowRun, self._list(answer, operation), operation)
+
     async def set_state(
         self,
         flow_run_id: UUID,

@@ -37,7 +37,7 @@ class Exit:
 
     Exactly one of `code` (>= 0) and `signal` (> 0) is set; neither when the process was not our child (adopted from an
     earlier daemon), as only a parent learns it. `max_rss_bytes` is the largest resident set among the process and the
-    descendants it waited for; below the daemon's own it says nothing, because a forked child starts with its parent's.
+    descendants it waited for; None when it was below the daemon's own, because a forked child starts with its parent's.
     `started` and `ended` are wall-clock times, in seconds since the epoch.
     """
 
@@ -220,7 +220,7 @@ class ProcessHandle:
         return Exit(
             code=code if code is not None and code >= 0 else None,
             signal=-code if code is not None and code < 0 else None,
-            max_rss_bytes=None if usage is None else usage.ru_maxrss * _MAXRSS_UNIT,
+            max_rss_bytes=_peak(usage),
             started=self.started,
             ended=ended,
         )
@@ -233,6 +233,13 @@ def _wait4(pid: int) -> tuple[int | None, resource.struct_rusage | None]:
     except ChildProcessError:
         return _UNKNOWN
     return (status, usage) if collected == pid else (_NOT_YET, None)
+
+
+def _peak(usage: resource.struct_rusage | None) -> int | None:
+    """The largest resident set, where it is the child's own: it begins with that of the process it was forked from."""
+    if usage is None or usage.ru_maxrss <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+        return None
+    return usage.ru_maxrss * _MAXRSS_UNIT
 
 
 def _open_pidfd(identity: Identity) -> int | None:

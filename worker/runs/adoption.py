@@ -6,6 +6,7 @@ from anyio.abc import TaskStatus
 from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
+from worker.processes.evidence import read_memory_evidence
 from worker.processes.process import ProcessHandle
 from worker.runs.attendance import attend
 from worker.runs.journal import Phase
@@ -53,10 +54,11 @@ class Adoption:
         launched = Launched(
             flow_run=self._flow_run,
             handle=self._handle,
-            output=workspace.output,
+            workspace=workspace,
             stream_output=entry.stream_output,
             token=None,
             infrastructure_pid=f"{self._services.hostname}:{self._handle.pid}",
+            memory=read_memory_evidence(),
             subject=None,
             submitted_event=None,
         )

@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 import anyio
+import anyio.lowlevel
 import structlog
 from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
+from worker.processes.evidence import read_memory_evidence
 from worker.processes.launcher import LaunchError, Shortage
 from worker.processes.process import ProcessHandle
 from worker.runs.attendance import attend
@@ -52,7 +54,7 @@ class Execution:
         self._claimed = False
 
     async def claim_decided(self) -> None:
-        """Wait until the run is claimed (and its slot held) or given up (and its slot free)."""
+        """Wait until the run is claimed (and its slot held), or given up or skipped (and its slot free)."""
         await self._claim_decided.wait()
 
     def cancel(self) -> None:
@@ -105,7 +107,8 @@ class Execution:
         match answer:
             case Claim():
                 self._claimed = True
-                self._claim_decided.set()
+                if self._skip is None:
+                    self._claim_decided.set()
                 self._log.info("flow_run.claimed")
                 self._run_log.info(
                     f"Worker '{self._services.worker_name}' submitting flow run '{self._flow_run.id}'"
@@ -122,19 +125,15 @@ class Execution:
     async def _start(self, workspace: Workspace, address: ControlAddress) -> Launched | None:
         try:
             prepared = await self._prepare(workspace, address)
+            # The last moment at which nothing has been started.
+            await anyio.lowlevel.checkpoint_if_cancelled()
         except anyio.get_cancelled_exc_class():
             await self._undo(answered=True)
             raise
-        if prepared is None:
-            return None
-        if self._cancel_requested.is_set():
-            await self._reports.cancelled(BEFORE_START)
-            return None
-        with anyio.CancelScope(shield=True):
-            # Between writing what is about to be started and writing what was, there is no way out.
-            return await self._launch(prepared, workspace, address)
+        return prepared and await self._launch(prepared, workspace, address)
 
     async def _prepare(self, workspace: Workspace, address: ControlAddress) -> Prepared | None:
+        """Everything short of starting the process; None when the run has been settled instead."""
         try:
             prepared = await self._services.preparation.prepare(
                 self._flow_run, control=address, fresh_directory=workspace.work
@@ -147,16 +146,21 @@ class Execution:
             return None
         for note in prepared.job.notes:
             self._run_log.warning(note)
+        if not await self._record.launching(
+            directory=workspace.directory, stream_output=prepared.spec.stream_output
+        ):
+            await self._reports.given_back("The worker cannot write its journal.")
+            return None
+        if self._cancel_requested.is_set():
+            await self._reports.cancelled(BEFORE_START)
+            return None
         return prepared
 
     async def _launch(
         self, prepared: Prepared, workspace: Workspace, address: ControlAddress
     ) -> Launched | None:
-        stream_output = prepared.spec.stream_output
-        if not await self._record.launching(directory=workspace.directory, stream_output=stream_output):
-            await self._reports.given_back("The worker cannot write its journal.")
-            return None
         submitted = self._announce(prepared)
+        memory = read_memory_evidence()
         try:
             handle = self._services.launcher.launch(
                 prepared.spec, output=workspace.output, marker=self._record.marker
@@ -173,10 +177,11 @@ class Execution:
         return Launched(
             flow_run=self._flow_run,
             handle=handle,
-            output=workspace.output,
-            stream_output=stream_output,
+            workspace=workspace,
+            stream_output=prepared.spec.stream_output,
             token=address.token,
             infrastructure_pid=f"{self._services.hostname}:{handle.pid}",
+            memory=memory,
             subject=prepared.subject(self._flow_run),
             submitted_event=submitted,
         )

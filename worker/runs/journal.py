@@ -53,7 +53,8 @@ class Entry:
 
     `attempt` is the claim's transition id, and the value of the marker that the attempt's processes carry.
     `state_id` and `due` are those the run was polled with; `since` is when it was claimed. `boot` tells of which
-    boot of the machine `process` is. `concluded` is the state that the engine itself said it had reported.
+    boot of the machine `process` is. `concluded` is the state that the engine itself said it had reported, `evidence` what speaks for a
+    lack of memory as the cause of the end.
     """
 
     attempt: UUID
@@ -72,6 +73,7 @@ class Entry:
     exit: Exit | None = None
     intent: Intent = Intent.NONE
     concluded: str | None = None
+    evidence: str | None = None
 
 
 class JournalTooNewError(Exception):

@@ -86,6 +86,7 @@ class Record:
                 intent=ended.intent,
                 infrastructure_pid=ended.infrastructure_pid,
                 concluded=concluded,
+                evidence=ended.evidence,
             )
         )
 

@@ -20,13 +20,14 @@ from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.process import Exit, ProcessHandle
-from worker.processes.process_table import Identity, boot_id, find_leader
+from worker.processes.process_table import Identity, Marker, boot_id, find_leader
 from worker.processes.tree import end_strays
 from worker.runs import workspace
 from worker.runs.adoption import Adoption
 from worker.runs.claims import Standing
 from worker.runs.conclusion import Intent
 from worker.runs.journal import Entry, Phase
+from worker.runs.launch_spec import FLOW_RUN_ID
 from worker.runs.record import Record, marker_of
 from worker.runs.reports import Reports
 from worker.runs.services import Services
@@ -148,7 +149,10 @@ class Recovery:
         found = await anyio.to_thread.run_sync(_find, entry)
         standing = Standing.UNKNOWN
         if not found.began:
-            standing = await self._services.claims.standing(_flow_run(entry), entry.attempt)
+            # A process was about to be started only because the claim was known to be accepted.
+            standing = await self._services.claims.standing(
+                _flow_run(entry), entry.attempt, held=entry.phase is not Phase.CLAIMING
+            )
         action = decide(
             phase=entry.phase,
             alive=found.process is not None,
@@ -231,5 +235,6 @@ def _flow_run(entry: Entry) -> FlowRun:
 
 
 def _clear(runs: Path, owned: set[str]) -> None:
-    for directory in workspace.strays(runs, owned=owned):
-        workspace.remove(directory)
+    for directory, flow_run_id in workspace.strays(runs, owned=owned).items():
+        if find_leader(Marker(FLOW_RUN_ID, str(flow_run_id))) is None:
+            workspace.remove(directory)

@@ -67,7 +67,7 @@ class Reports:
         concluded = (word.state_name or "over") if isinstance(word, Receipt) and reported else None
         await self._record.exited(ended, concluded=concluded)
         with anyio.move_on_after(limit) as scope:
-            await self.exited(launched.output)
+            await self.exited(launched.workspace.output)
         if scope.cancelled_caught:
             self.unreported()
         if launched.subject is not None:
@@ -228,6 +228,7 @@ class Reports:
             intent=entry.intent,
             attempt=Attempt(transition_id=entry.attempt, infrastructure_pid=entry.infrastructure_pid),
             server=await self._ask(),
+            evidence=entry.evidence,
         )
         if outcome.verdict is not Verdict.SETTLED and entry.infrastructure_pid is None:
             # The server never got to know our pid, so a pid cannot tell our attempt from a later one.
@@ -251,7 +252,7 @@ class Reports:
     def _show_last_output(self, output: Path, exit_: Exit) -> None:
         lines = tail(output, max_bytes=TAIL_BYTES, max_lines=TAIL_LINES)
         if lines:
-            text = "\n".join(lines)
+            text = "\n".join(lines).replace("\0", "\N{REPLACEMENT CHARACTER}")
             self._run_log.error(f"The process ended with {exit_.describe()}. Its last output:\n{text}")
 
     async def _settled(self, outcome: Outcome) -> None:

@@ -21,7 +21,7 @@ from worker.runs.worker_events import WorkerEvents
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The daemon's services as an execution sees them; `kill_grace` is in seconds."""
+    """The daemon's services as an execution sees them; `kill_grace` is in seconds, `output_limit` in bytes."""
 
     client: PrefectClient
     claims: Claims
@@ -39,4 +39,5 @@ class Services:
     hostname: str
     runs_directory: Path
     kill_grace: float
+    output_limit: int
     print_output: Callable[[FlowRun, str], None]

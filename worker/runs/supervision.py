@@ -4,7 +4,6 @@ Owns nothing that outlives the process. What its end means for the run is `concl
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import UUID
 
 import anyio
@@ -14,13 +13,20 @@ from worker.api.errors import ApiError
 from worker.api.models import FlowRun
 from worker.processes.control import IntentResult
 from worker.processes.control_messages import Intent as ControlIntent
-from worker.processes.output import follow
+from worker.processes.evidence import (
+    MemoryEvidence,
+    describe_bytes,
+    explain_memory_death,
+    read_memory_evidence,
+)
+from worker.processes.output import bound, follow
 from worker.processes.process import Exit, ProcessHandle
 from worker.runs.conclusion import Intent
 from worker.runs.outbox import RunLog
 from worker.runs.services import Services
 from worker.runs.stopping import Stop
 from worker.runs.worker_events import Subject
+from worker.runs.workspace import Workspace
 
 # How long a run that has ended waits for its pid to get through, in seconds.
 NOTE_GRACE = 2.0
@@ -31,15 +37,17 @@ class Launched:
     """A process on its way, and where its traces are.
 
     An adopted one has no `token`: its control channel ended with the daemon that started it (PROTOCOL 4.4). Its
-    `infrastructure_pid` is what is to be noted on the server, or has been.
+    `infrastructure_pid` is what is to be noted on the server, or has been. `memory` is what the kernel had counted
+    when it was launched or adopted.
     """
 
     flow_run: FlowRun
     handle: ProcessHandle
-    output: Path
+    workspace: Workspace
     stream_output: bool
     token: str | None
     infrastructure_pid: str
+    memory: MemoryEvidence
     subject: Subject | None
     submitted_event: UUID | None
 
@@ -51,6 +59,8 @@ class Ended:
     exit: Exit
     intent: Intent
     infrastructure_pid: str | None
+    evidence: str | None = None
+    """What speaks for a lack of memory as the cause."""
 
 
 class Supervision:
@@ -73,6 +83,7 @@ class Supervision:
             attending.start_soon(self._note_pid, noting)
             if self._launched.stream_output:
                 attending.start_soon(self._forward_output, done)
+            attending.start_soon(self._bound_output, done)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._obey_cancellation)
                 await self._launched.handle.wait()
@@ -99,6 +110,7 @@ class Supervision:
             exit=exit_,
             intent=self._intent,
             infrastructure_pid=self._infrastructure_pid,
+            evidence=explain_memory_death(self._launched.memory, read_memory_evidence()),
         )
 
     async def _note_pid(self, scope: anyio.CancelScope) -> None:
@@ -118,13 +130,36 @@ class Supervision:
             self._run_log.info(f"Flow run '{run.name}' submitted to infrastructure")
 
     async def _forward_output(self, done: anyio.Event) -> None:
+        workspace = self._launched.workspace
+
         def sink(line: str) -> None:
             self._services.print_output(self._launched.flow_run, line)
 
         try:
-            await follow(self._launched.output, sink=sink, done=done)
+            await follow(
+                workspace.output,
+                sink=sink,
+                done=done,
+                offset=workspace.delivered(),
+                delivered=workspace.note_delivered,
+            )
         except OSError as error:
             self._log.warning("output.unreadable", reason=str(error))
+
+    async def _bound_output(self, done: anyio.Event) -> None:
+        """Keep the output's share of the disk within `--output-limit`; the run's log says so if that took something."""
+        limit = self._services.output_limit
+        try:
+            dropped = await bound(self._launched.workspace.output, limit=limit, done=done)
+        except OSError as error:
+            self._log.warning("output.unbounded", reason=str(error))
+            return
+        if dropped:
+            self._log.warning("output.dropped", bytes=dropped, limit=limit)
+            self._run_log.warning(
+                f"The earliest {describe_bytes(dropped)} of the output were dropped from the worker's disk:"
+                f" it keeps {describe_bytes(limit)} (--output-limit)."
+            )
 
     async def _obey_cancellation(self) -> None:
         """Cancel through the control channel, so that the engine runs its hooks; then end the process."""

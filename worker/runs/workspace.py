@@ -1,5 +1,6 @@
-"""The directories of attempts: `<runs>/<flow run id>-<random>/` with `work` (a fresh working directory) and `output`.
+"""The directories of attempts: `<runs>/<flow run id>-<random>/`.
 
+In each are `work` (a fresh working directory), `output`, and `delivered` (how much of the output has been passed on).
 Owns making, finding and removing them. A flow may do anything to its own directory, so removing it is done with care.
 """
 
@@ -9,6 +10,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -51,6 +53,22 @@ class Workspace:
     def output(self) -> Path:
         """The file its output goes to; there from the moment a process was about to be started."""
         return self.directory / "output"
+
+    def delivered(self) -> int:
+        """The offset of the output up to which a daemon has passed it on."""
+        try:
+            return int(self._delivered.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
+
+    def note_delivered(self, offset: int) -> None:
+        """Keep the offset for the next daemon; on a full disk that one repeats some lines."""
+        with suppress(OSError):
+            self._delivered.write_text(str(offset), encoding="ascii")
+
+    @property
+    def _delivered(self) -> Path:
+        return self.directory / "delivered"
 
     async def remove(self) -> None:
         """Remove all of it; what cannot be removed is told and left."""

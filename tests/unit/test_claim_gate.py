@@ -1,0 +1,38 @@
+"""Nothing is claimed that could not be kept: an unwritable journal, a full disk; each is told once."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from structlog.testing import capture_logs
+
+from worker.runs.claim_gate import LEAST_FREE_BYTES, ClaimGate, free_bytes
+from worker.runs.journal import Journal
+
+pytestmark = pytest.mark.anyio
+
+
+def gate(path: Path, free: Iterator[int]) -> ClaimGate:
+    return ClaimGate(journal=Journal(path, now=lambda: datetime.now(UTC)), free_bytes=lambda: next(free))
+
+
+def test_a_full_disk_closes_it_until_there_is_room(tmp_path: Path) -> None:
+    asked = gate(tmp_path / "j", iter([LEAST_FREE_BYTES, 0, 0, LEAST_FREE_BYTES]))
+    with capture_logs() as logs:
+        assert [asked.closed() is None for _ in range(4)] == [True, False, False, True]
+    assert [entry["event"] for entry in logs] == ["disk.low", "disk.freed"]
+
+
+async def test_an_unwritable_journal_closes_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "missing" / "j", now=lambda: datetime.now(UTC))
+    asked = ClaimGate(journal=journal, free_bytes=lambda: LEAST_FREE_BYTES)
+    assert asked.closed() is None
+    await journal.forget(uuid4())
+    assert "journal" in str(asked.closed())
+
+
+def test_free_space_is_looked_at(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path) > 0
+    assert free_bytes(tmp_path / "missing") == 0
