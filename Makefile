@@ -22,7 +22,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check clean
+.PHONY: help venv demo test check chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,12 @@ demo: $(STAMP) ## See real flow runs, job variables from every layer, on a real 
 
 test: $(STAMP) ## Run the whole test suite: unit, server, parity, faults (ARGS='...' goes to pytest)
 	$(BIN)/python -m pytest -m "not ui" -n 2 --dist loadfile $(ARGS)
+
+RUNS ?= 60
+KILLS ?= 15
+
+chaos: $(STAMP) ## Kill daemons, flows and the server at random, and prove that nothing was lost (RUNS=60 KILLS=15)
+	$(BIN)/python -m tests.chaos --runs $(RUNS) --kills $(KILLS) $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types (strict) and import layers
 	$(BIN)/ruff format --check $(SOURCES)

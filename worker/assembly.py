@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 
 from worker import __version__
 from worker.api.client import PrefectClient
+from worker.api.events import FLOW_RUN_CANCELLING, EventStream
 from worker.api.models import FlowRun
 from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
@@ -25,6 +26,7 @@ from worker.runs.cancellations import Cancellations
 from worker.runs.claim_gate import ClaimGate, free_bytes
 from worker.runs.claims import Claims
 from worker.runs.execution import Execution
+from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
 from worker.runs.job_variables import JobVariablesMode
 from worker.runs.journal import Journal
@@ -79,6 +81,7 @@ class Parts:
     pool: WorkPoolKeeper
     poller: Poller
     cancellations: Cancellations
+    push: EventStream
     outbox: Outbox
     launcher: Launcher
     in_flight: InFlight
@@ -150,6 +153,8 @@ def assemble(
         in_flight=in_flight,
         outbox=outbox,
         events=events,
+        hooks=HookRunner(launcher=launcher),
+        python=options.python,
         now=utc_now,
         worker_name=options.name,
         hostname=socket.gethostname(),
@@ -184,7 +189,15 @@ def assemble(
     cancellations = Cancellations(
         client=client, in_flight=in_flight, interval=settings.headrace.cancel_poll_seconds
     )
+    push = EventStream(
+        transport=client.transport,
+        settings=settings.api,
+        work_pool_id=lambda: pool.current.id if pool.current is not None else None,
+        bells={FLOW_RUN_CANCELLING: cancellations.hint},
+        random=random.random,
+    )
     return Parts(
+        push=push,
         pool=pool,
         poller=poller,
         cancellations=cancellations,

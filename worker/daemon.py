@@ -22,7 +22,7 @@ from worker.assembly import Options, Parts, assemble, utc_now
 from worker.processes.control import ControlChannel
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.tree import become_subreaper
-from worker.runs import lost_runs, recovery
+from worker.runs import lost_runs
 from worker.runs.journal import JournalTooNewError
 from worker.runs.stopping import Stop
 from worker.runs.wake import Wake
@@ -126,7 +126,10 @@ async def serve(options: Options, settings: Settings) -> None:
             await attending.start(shutdown.obey_signals)
             await attending.start(control.serve)
             attending.start_soon(_loop(parts.outbox.flush_once, what="outbox"))
-            attending.start_soon(_loop(parts.cancellations.check_once, what="cancellations"))
+            attending.start_soon(
+                _loop(parts.cancellations.check_once, what="cancellations", wake=parts.cancellations.wake)
+            )
+            attending.start_soon(_loop(parts.push.listen_once, what="push"))
             attending.start_soon(_loop(parts.reap_orphans, what="reaper"))
             with shutdown.work:
                 async with executions:
@@ -148,9 +151,9 @@ async def serve(options: Options, settings: Settings) -> None:
 
 
 def _loop(
-    step: Callable[[], Awaitable[float]], *, what: str, after: float = 0.0
+    step: Callable[[], Awaitable[float]], *, what: str, after: float = 0.0, wake: Wake | None = None
 ) -> Callable[[], Coroutine[Any, Any, None]]:
-    return partial(repeat, step, what=what, after=after)
+    return partial(repeat, step, what=what, after=after, wake=wake)
 
 
 async def _check_interpreter(options: Options) -> None:
@@ -181,11 +184,10 @@ async def _recover_living(parts: Parts) -> None:
 
 
 async def _recover_rest(parts: Parts, attending: TaskGroup) -> None:
-    """Settle what else an earlier daemon has left, before anything new is claimed, and keep doing so."""
+    """Settle what else an earlier daemon has left, beside new runs, and keep doing so."""
     await repeat(parts.lost_runs.look_once, what="lost_runs", once=True)
-    await parts.recovery.settle_once()
     await parts.recovery.clear_directories()
-    attending.start_soon(_loop(parts.recovery.settle_once, what="recovery", after=recovery.INTERVAL))
+    attending.start_soon(_loop(parts.recovery.settle_once, what="recovery"))
     attending.start_soon(_loop(parts.lost_runs.look_once, what="lost_runs", after=lost_runs.INTERVAL))
 
 

@@ -57,8 +57,10 @@ class Adoption:
             workspace=workspace,
             stream_output=entry.stream_output,
             token=None,
+            mistakes_sigterm=entry.engine and not entry.relinquished,
             infrastructure_pid=f"{self._services.hostname}:{self._handle.pid}",
             memory=read_memory_evidence(),
+            spec=None,
             subject=None,
             submitted_event=None,
         )

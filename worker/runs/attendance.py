@@ -28,7 +28,8 @@ async def attend(
     except anyio.get_cancelled_exc_class():
         how = services.stopping.how
         if how is Stop.DETACH and launched.handle.alive():
-            launched.handle.close()
+            with anyio.CancelScope(shield=True):
+                await supervision.relinquish(reports.record)
             log.info("flow_run.detached", pid=launched.handle.pid)
             raise
         with anyio.CancelScope(shield=True):

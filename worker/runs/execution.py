@@ -25,7 +25,7 @@ from worker.runs.launch_spec import ControlAddress
 from worker.runs.outbox import RunLog
 from worker.runs.preparation import DeploymentGone, Prepared, Unpreparable, submission_failure
 from worker.runs.record import Record
-from worker.runs.reports import BEFORE_START, FINAL_REPORT_LIMIT, Reports
+from worker.runs.reports import FINAL_REPORT_LIMIT, Reports
 from worker.runs.services import Services
 from worker.runs.supervision import Launched
 from worker.runs.workspace import Workspace
@@ -147,12 +147,18 @@ class Execution:
         for note in prepared.job.notes:
             self._run_log.warning(note)
         if not await self._record.launching(
-            directory=workspace.directory, stream_output=prepared.spec.stream_output
+            directory=workspace.directory,
+            stream_output=prepared.spec.stream_output,
+            engine=prepared.job.command is None,
         ):
             await self._reports.given_back("The worker cannot write its journal.")
             return None
+        standing = await self._services.claims.standing(self._flow_run, self._attempt_id, held=True)
         if self._cancel_requested.is_set():
-            await self._reports.cancelled(BEFORE_START)
+            standing = Standing.OURS_CANCELLING
+        if standing in {Standing.OURS_CANCELLING, Standing.THEIRS, Standing.GONE}:
+            # Cancelled, deleted or moved meanwhile: a late engine would take it to Running all the same (PROTOCOL 5.1).
+            await self._reports.undone(standing, STOPPED_BEFORE_START)
             return None
         return prepared
 
@@ -180,8 +186,10 @@ class Execution:
             workspace=workspace,
             stream_output=prepared.spec.stream_output,
             token=address.token,
+            mistakes_sigterm=False,
             infrastructure_pid=f"{self._services.hostname}:{handle.pid}",
             memory=memory,
+            spec=prepared.spec,
             subject=prepared.subject(self._flow_run),
             submitted_event=submitted,
         )

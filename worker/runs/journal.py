@@ -54,7 +54,9 @@ class Entry:
     `attempt` is the claim's transition id, and the value of the marker that the attempt's processes carry.
     `state_id` and `due` are those the run was polled with; `since` is when it was claimed. `boot` tells of which
     boot of the machine `process` is. `concluded` is the state that the engine itself said it had reported, `evidence` what speaks for a
-    lack of memory as the cause of the end.
+    lack of memory as the cause of the end. `engine`: the process is Prefect's engine, which takes a SIGTERM for a crash,
+    unless `relinquished`: it was told that another daemon will attend to it. Hooks that have `hooks_begun` are not
+    begun again.
     """
 
     attempt: UUID
@@ -74,6 +76,9 @@ class Entry:
     intent: Intent = Intent.NONE
     concluded: str | None = None
     evidence: str | None = None
+    engine: bool = True
+    relinquished: bool = False
+    hooks_begun: bool = False
 
 
 class JournalTooNewError(Exception):

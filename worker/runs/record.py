@@ -4,17 +4,28 @@ Owns which facts go with which phase. The order of writing and doing is the call
 `reports`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
 from worker.api.models import FlowRun
 from worker.processes.launcher import EXECUTION_ID
-from worker.processes.process import ProcessHandle
+from worker.processes.process import Exit, ProcessHandle
 from worker.processes.process_table import Identity, Marker, boot_id
+from worker.runs.conclusion import Intent
 from worker.runs.journal import Entry, Journal, Phase
-from worker.runs.supervision import Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the process ended, and what the daemon had done to it and said of it before."""
+
+    exit: Exit
+    intent: Intent
+    infrastructure_pid: str | None
+    evidence: str | None = None
+    """What speaks for a lack of memory as the cause."""
 
 
 class Record:
@@ -54,13 +65,14 @@ class Record:
         """About to propose the claim; False when this cannot be written, and so must not be done."""
         return await self._announce(self._entry)
 
-    async def launching(self, *, directory: Path, stream_output: bool) -> bool:
+    async def launching(self, *, directory: Path, stream_output: bool, engine: bool) -> bool:
         """About to start a process; False when this cannot be written, and so must not be done."""
         entry = replace(
             self._entry,
             phase=Phase.LAUNCHING,
             directory=str(directory),
             stream_output=stream_output,
+            engine=engine,
             boot=boot_id(),
         )
         return await self._announce(entry)
@@ -89,6 +101,14 @@ class Record:
                 evidence=ended.evidence,
             )
         )
+
+    async def relinquished(self) -> None:
+        """The engine knows that this daemon leaves it."""
+        await self._note(replace(self._entry, relinquished=True))
+
+    async def hooks_begin(self) -> None:
+        """About to run the hooks that the engine cannot run any more."""
+        await self._note(replace(self._entry, hooks_begun=True))
 
     async def close(self) -> None:
         """The attempt is settled: nothing about it is left to do."""

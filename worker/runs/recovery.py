@@ -28,10 +28,9 @@ from worker.runs.claims import Standing
 from worker.runs.conclusion import Intent
 from worker.runs.journal import Entry, Phase
 from worker.runs.launch_spec import FLOW_RUN_ID
-from worker.runs.record import Record, marker_of
+from worker.runs.record import Ended, Record, marker_of
 from worker.runs.reports import Reports
 from worker.runs.services import Services
-from worker.runs.supervision import Ended
 from worker.runs.workspace import Workspace
 
 INTERVAL = 30.0
@@ -207,7 +206,7 @@ class Recovery:
                 Ended(exit=exit_, intent=Intent.NONE, infrastructure_pid=entry.infrastructure_pid),
                 concluded=None,
             )
-        await reports.exited(Workspace.of(entry.directory).output)
+        await reports.exited(Workspace.of(entry.directory))
 
 
 def _find(entry: Entry) -> Found:

@@ -15,14 +15,17 @@ import structlog
 from worker.api.errors import NotFound, ServerFault
 from worker.api.models import FlowRun, StateType
 from worker.processes.control_messages import Disposition, Receipt
+from worker.processes.launcher import LaunchSpec
 from worker.processes.output import tail
 from worker.processes.process import Exit
 from worker.runs.claims import Standing, last_claim
 from worker.runs.conclusion import Attempt, Outcome, ServerRun, Verdict, conclude
+from worker.runs.hook_duty import HookDuty
 from worker.runs.outbox import RunLog
-from worker.runs.record import Record
+from worker.runs.record import Ended, Record
 from worker.runs.services import Services
-from worker.runs.supervision import Ended, Launched
+from worker.runs.supervision import Launched
+from worker.runs.workspace import Workspace
 
 TAIL_LINES = 20
 TAIL_BYTES = 16 * 1024
@@ -47,8 +50,12 @@ class Reports:
 
     def __init__(self, *, flow_run: FlowRun, record: Record, services: Services) -> None:
         self._flow_run = flow_run
-        self._record = record
+        self.record = record
         self._services = services
+        self._hook_duty = HookDuty(flow_run=flow_run, record=record, services=services)
+        self._spec: LaunchSpec | None = None
+        self._engine_spoke = False
+        self._hurried = False
         self._run_log = RunLog(flow_run.id, services.outbox)
         self._log = structlog.get_logger()
 
@@ -65,9 +72,12 @@ class Reports:
         reported = isinstance(word, Receipt) and word.disposition is Disposition.STATE_REPORTED
         # The engine's own word that it has reported how the attempt ended (PROTOCOL 4.4).
         concluded = (word.state_name or "over") if isinstance(word, Receipt) and reported else None
-        await self._record.exited(ended, concluded=concluded)
+        self._engine_spoke = isinstance(word, Receipt)
+        self._spec = launched.spec
+        self._hurried = limit is not None
+        await self.record.exited(ended, concluded=concluded)
         with anyio.move_on_after(limit) as scope:
-            await self.exited(launched.workspace.output)
+            await self.exited(launched.workspace)
         if scope.cancelled_caught:
             self.unreported()
         if launched.subject is not None:
@@ -78,9 +88,9 @@ class Reports:
                 submitted=launched.submitted_event,
             )
 
-    async def exited(self, output: Path) -> None:
+    async def exited(self, workspace: Workspace) -> None:
         """Report an attempt whose exit is on record."""
-        await self._last_words(partial(self._report, output))
+        await self._last_words(partial(self._report, workspace))
 
     async def not_started(self, message: str) -> None:
         """Report a claimed run that could not be started, and why."""
@@ -113,7 +123,7 @@ class Reports:
             case Standing.OURS_CANCELLING:
                 await self.cancelled(BEFORE_START)
             case Standing.THEIRS | Standing.GONE:
-                await self._record.close()
+                await self.record.close()
             case Standing.UNTOUCHED | Standing.UNKNOWN:
                 self._log.debug("flow_run.claim_open", standing=standing.value)
             case _:
@@ -147,16 +157,17 @@ class Reports:
                 self.unreported()
             raise
 
-    async def _report(self, output: Path) -> None:
-        exit_ = self._record.entry.exit
+    async def _report(self, workspace: Workspace) -> None:
+        exit_ = self.record.entry.exit
         if exit_ is None:
             raise RuntimeError("an exit is reported that was not recorded")
         outcome = await self._conclude(exit_)
         match outcome.verdict:
             case Verdict.CRASHED:
-                self._show_last_output(output, exit_)
-                await self._crashed(outcome.message)
+                self._show_last_output(workspace.output, exit_)
+                await self._crashed(outcome.message, workspace)
             case Verdict.CANCELLED:
+                await self._run_hooks(outcome, workspace)
                 await self._cancelled(outcome.message)
             case Verdict.RESCHEDULED:
                 await self._rescheduled(outcome.message)
@@ -165,15 +176,31 @@ class Reports:
             case _:
                 assert_never(outcome.verdict)
 
-    async def _crashed(self, message: str) -> None:
-        """Propose Crashed; a run that is being cancelled can only become Cancelled (PROTOCOL 2.6)."""
+    async def _crashed(self, message: str, workspace: Workspace | None = None) -> None:
+        """Propose Crashed; a run that is being cancelled can only become Cancelled (PROTOCOL 2.6).
+
+        `workspace` is that of a process that was started: then its hooks may be due.
+        """
+        outcome = Outcome(Verdict.CRASHED, message)
         if await self._insist(partial(self._services.states.crash, self._flow_run.id, message)):
             self._run_log.info(f"Reported flow run '{self._flow_run.id}' as crashed: {message}")
-            await self._settled(Outcome(Verdict.CRASHED, message))
+            await self._run_hooks(outcome, workspace)
+            await self._settled(outcome)
         elif await self._is_cancelling():
-            await self._cancelled(BEFORE_START)
+            await self._run_hooks(Outcome(Verdict.CANCELLED, message), workspace)
+            await self._cancelled(BEFORE_START if workspace is None else message)
         else:
             await self._settled(Outcome(Verdict.SETTLED, "the run has already ended"))
+
+    async def _run_hooks(self, outcome: Outcome, workspace: Workspace | None) -> None:
+        if workspace is not None:
+            await self._hook_duty.fulfil(
+                outcome,
+                workspace,
+                spec=self._spec,
+                engine_spoke=self._engine_spoke,
+                hurried=self._hurried,
+            )
 
     async def _cancelled(self, message: str, *, force: bool = False) -> None:
         if await self._insist(partial(self._services.states.cancel, self._flow_run.id, message, force=force)):
@@ -191,11 +218,11 @@ class Reports:
             await self._settled(Outcome(Verdict.SETTLED, "the run has already ended"))
 
     async def _given_back(self, message: str) -> None:
-        due = self._record.entry.due or self._services.now()
+        due = self.record.entry.due or self._services.now()
         give_back = partial(self._services.states.give_back, self._flow_run.id, message, due=due)
         if await self._insist(give_back):
             self._log.warning("flow_run.given_back", reason=message)
-            await self._record.close()
+            await self.record.close()
         elif await self._is_cancelling():
             await self._cancelled(BEFORE_START)
         else:
@@ -220,7 +247,7 @@ class Reports:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _conclude(self, exit_: Exit) -> Outcome:
-        entry = self._record.entry
+        entry = self.record.entry
         if entry.concluded is not None:
             return Outcome(Verdict.SETTLED, f"the run is {entry.concluded}")
         outcome = conclude(
@@ -258,4 +285,4 @@ class Reports:
     async def _settled(self, outcome: Outcome) -> None:
         level = self._log.warning if outcome.verdict is Verdict.CRASHED else self._log.info
         level("flow_run.reported", outcome=outcome.verdict.value, reason=outcome.message)
-        await self._record.close()
+        await self.record.close()

@@ -10,6 +10,7 @@ from worker.api.models import FlowRun
 from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
 from worker.runs.claims import Claims
+from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
 from worker.runs.journal import Journal
 from worker.runs.outbox import Outbox
@@ -21,7 +22,10 @@ from worker.runs.worker_events import WorkerEvents
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The daemon's services as an execution sees them; `kill_grace` is in seconds, `output_limit` in bytes."""
+    """The daemon's services as an execution sees them.
+
+    `kill_grace` is in seconds, `output_limit` in bytes, `python` the interpreter that flows run in.
+    """
 
     client: PrefectClient
     claims: Claims
@@ -34,6 +38,8 @@ class Services:
     in_flight: InFlight
     outbox: Outbox
     events: WorkerEvents
+    hooks: HookRunner
+    python: str
     now: Callable[[], datetime]
     worker_name: str
     hostname: str

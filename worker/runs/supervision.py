@@ -19,10 +19,12 @@ from worker.processes.evidence import (
     explain_memory_death,
     read_memory_evidence,
 )
+from worker.processes.launcher import LaunchSpec
 from worker.processes.output import bound, follow
 from worker.processes.process import Exit, ProcessHandle
 from worker.runs.conclusion import Intent
 from worker.runs.outbox import RunLog
+from worker.runs.record import Ended, Record
 from worker.runs.services import Services
 from worker.runs.stopping import Stop
 from worker.runs.worker_events import Subject
@@ -30,15 +32,18 @@ from worker.runs.workspace import Workspace
 
 # How long a run that has ended waits for its pid to get through, in seconds.
 NOTE_GRACE = 2.0
+# How long an engine that listens may take to answer; on a busy machine its thread gets its turn late.
+TELL_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
     """A process on its way, and where its traces are.
 
-    An adopted one has no `token`: its control channel ended with the daemon that started it (PROTOCOL 4.4). Its
+    An adopted one has no `token`: its control channel ended with the daemon that started it (PROTOCOL 4.4). An engine
+    that could not be told before `mistakes_sigterm` for a crash, and would write so over a cancellation. Its
     `infrastructure_pid` is what is to be noted on the server, or has been. `memory` is what the kernel had counted
-    when it was launched or adopted.
+    when it was launched or adopted. Its `spec` is unknown to a daemon that did not start it.
     """
 
     flow_run: FlowRun
@@ -46,21 +51,12 @@ class Launched:
     workspace: Workspace
     stream_output: bool
     token: str | None
+    mistakes_sigterm: bool
     infrastructure_pid: str
     memory: MemoryEvidence
+    spec: LaunchSpec | None
     subject: Subject | None
     submitted_event: UUID | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How the process ended, and what the daemon had done to it and said of it before."""
-
-    exit: Exit
-    intent: Intent
-    infrastructure_pid: str | None
-    evidence: str | None = None
-    """What speaks for a lack of memory as the cause."""
 
 
 class Supervision:
@@ -104,6 +100,16 @@ class Supervision:
         exit_ = await self._launched.handle.wait()
         await self._sweep()
         return self._ended(exit_)
+
+    async def relinquish(self, record: Record) -> None:
+        """Leave the process to the next daemon.
+
+        An engine that is told so keeps it in mind: a SIGTERM that the next daemon sends later, without a channel on which
+        to say why, is then not taken for a crash.
+        """
+        if await self._tell(ControlIntent.RELINQUISH) is IntentResult.ACKNOWLEDGED:
+            await record.relinquished()
+        self._launched.handle.close()
 
     def _ended(self, exit_: Exit) -> Ended:
         return Ended(
@@ -164,18 +170,23 @@ class Supervision:
     async def _obey_cancellation(self) -> None:
         """Cancel through the control channel, so that the engine runs its hooks; then end the process."""
         await self._cancel_requested.wait()
+        began = anyio.current_time()
         self._intent = Intent.CANCEL
         result = await self._tell(ControlIntent.CANCEL)
         self._log.info("flow_run.cancelling", engine=result.value)
         if result is IntentResult.ALREADY_CONCLUDED:
             # It has reported and is about to end by itself.
             await anyio.sleep(self._services.kill_grace)
-        await self._launched.handle.stop(grace=self._services.kill_grace)
+        if self._launched.mistakes_sigterm:
+            await self._launched.handle.kill_tree()
+        # Who was slow to answer has used up some of its time.
+        spent = anyio.current_time() - began
+        await self._launched.handle.stop(grace=max(0.0, self._services.kill_grace - spent))
 
     async def _tell(self, intent: ControlIntent) -> IntentResult:
         if self._launched.token is None:
             return IntentResult.NOT_CONNECTED
-        return await self._services.control.send_intent(self._launched.token, intent)
+        return await self._services.control.send_intent(self._launched.token, intent, timeout=TELL_TIMEOUT)
 
     async def _sweep(self) -> None:
         """Whatever the run left behind ends with it; it could hold the output open for ever."""
