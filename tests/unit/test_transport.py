@@ -1,7 +1,7 @@
 import base64
 import json
 import ssl
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -43,7 +43,7 @@ URL = "http://prefect.test:4200/api"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SECRET = "pnu_very-secret"  # a made-up key
 
-Step = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
+Step = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
 
 
 def ok(value: Any = None) -> httpx.Response:
@@ -90,7 +90,10 @@ class Script:
         step = next(self.steps)
         if isinstance(step, Exception):
             raise step
-        return step(request) if callable(step) else step
+        if not callable(step):
+            return step
+        answer = step(request)
+        return await answer if isinstance(answer, Awaitable) else answer
 
 
 def no_csrf(steps: Sequence[Step]) -> Iterator[Step]:
@@ -220,11 +223,74 @@ async def test_transient_trouble_is_waited_out_from_the_very_first_call(trouble:
 
 @pytest.mark.parametrize("code", [500, 501, 505])
 async def test_other_server_errors_are_raised_after_a_few_tries(code: int) -> None:
-    async with rig(*[status(code, {"exception_message": "Internal Server Error"})] * 6) as r:
+    async with rig(*[status(code, {"exception_message": "Internal Server Error"})] * 6, ok()) as r:
         with pytest.raises(ServerFault, match=f"read x: Internal Server Error .HTTP {code}.") as caught:
             await r.get()
         assert caught.value.status == code
-        assert len(r.script.seen) == 6
+        assert [request.url.path for request in r.script.seen] == ["/api/x"] * 6 + ["/api/ready"]
+
+
+@pytest.mark.parametrize("no_probe", [status(404), html(404), status(401), status(403)])
+async def test_a_server_that_cannot_be_asked_for_readiness_counts_as_ready(no_probe: httpx.Response) -> None:
+    async with rig(*[status(500)] * 6, no_probe) as r:
+        with pytest.raises(ServerFault):
+            await r.get()
+
+
+@pytest.mark.parametrize("probe", [status(500), status(503), httpx.ConnectError("refused")])
+async def test_faults_of_a_server_that_is_not_ready_are_an_outage(probe: Step) -> None:
+    fault = status(500)
+    # Told five seconds after the first answer that was no better; from then on nobody asks for readiness.
+    steps: list[Step] = [*[fault] * 6, probe, fault, probe, fault, probe, fault, fault]
+    async with rig(ok(), *steps, ok("back")) as r:
+        with capture_logs() as logs:
+            await r.get()
+            assert await r.get() == "back"
+    told = [line["event"] for line in logs if line["log_level"] != "debug"]
+    assert told == ["api.unreachable", "api.recovered"]
+
+
+async def test_a_fault_that_stays_when_the_outage_is_over_is_raised() -> None:
+    up = False
+
+    async def server(request: httpx.Request) -> httpx.Response:
+        await anyio.lowlevel.checkpoint()
+        return ok() if up and not request.url.path.endswith("/bad") else status(500)
+
+    clock = Clock()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal up
+        up = clock.time > 1100
+        await clock.sleep(seconds)
+
+    transport = Transport(
+        settings=settings(),
+        random=lambda: 1.0,
+        transport=httpx.MockTransport(server),
+        sleep=sleep,
+        monotonic=clock.monotonic,
+    )
+    with capture_logs() as logs:
+        async with transport, anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: transport.request("GET", "/good", operation="read good"))
+            with pytest.raises(ServerFault, match="read bad"):
+                await transport.request("GET", "/bad", operation="read bad")
+    told = [line["event"] for line in logs if line["log_level"] != "debug"]
+    assert told == ["api.unreachable", "api.recovered"]
+
+
+async def test_an_answer_that_never_ends_is_a_failed_try() -> None:
+    async def trickle(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep_forever()
+        return ok(request)
+
+    async with rig(trickle, ok("whole"), request_timeout=0.01) as r:
+        with capture_logs() as logs:
+            assert await r.get() == "whole"
+    assert [line["reason"] for line in logs] == [
+        "no complete answer within 0.04 s (4 x PREFECT_API_REQUEST_TIMEOUT)"
+    ]
 
 
 async def test_a_passing_500_is_not_noticed() -> None:
@@ -615,6 +681,19 @@ async def test_a_routine_503_is_not_an_outage(blips: int) -> None:
         with capture_logs() as logs:
             await r.get()
         assert {line["log_level"] for line in logs} == {"debug"}
+
+
+@pytest.mark.parametrize("trouble", [status(503), httpx.ReadError("reset"), httpx.ConnectError("refused")])
+@pytest.mark.parametrize(("tries", "events"), [(6, []), (7, ["api.unreachable", "api.recovered"])])
+async def test_a_server_that_was_well_is_given_five_seconds(
+    trouble: Step, tries: int, events: list[str]
+) -> None:
+    async with rig(ok(), *[trouble] * tries, ok()) as r:
+        await r.get()
+        with capture_logs() as logs:
+            await r.get()
+    # The tries begin 0, 0.1, 0.3, 0.7, 1.5, 3.1 and 6.3 seconds after the last success.
+    assert [line["event"] for line in logs if line["log_level"] != "debug"] == events
 
 
 async def test_a_call_that_alone_makes_no_headway_is_told_once() -> None:

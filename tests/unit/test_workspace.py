@@ -27,7 +27,7 @@ def test_what_was_passed_on_is_kept_for_the_next_daemon(tmp_path: Path) -> None:
     workspace = Workspace.make(tmp_path, uuid4())
     assert workspace.delivered() == 0
     workspace.note_delivered(12345)
-    assert Workspace.of(str(workspace.directory)).delivered() == 12345
+    assert Workspace(workspace.directory).delivered() == 12345
     (workspace.directory / "delivered").write_text("12x")
     assert workspace.delivered() == 0
     remove(workspace.directory)
@@ -62,8 +62,3 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
     remove(tmp_path / "run")
     assert (tmp_path / "precious" / "file").exists()
     assert not (tmp_path / "run").exists()
-
-
-def test_an_attempt_without_a_directory_has_none_to_remove() -> None:
-    remove(Workspace.of(None).directory)
-    assert not Workspace.of(None).output.exists()

@@ -37,6 +37,8 @@ from worker.api.outage import Outage
 from worker.settings import ApiSettings
 
 _MOST_REDIRECTS: Final = 5
+_PHASES: Final = 4
+"""Getting a connection from the pool, connecting, sending, receiving: each may take the request timeout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +155,12 @@ class Exchange:
                     assert_never(verdict)
 
     async def _send(self, call: Call, headers: Mapping[str, str]) -> Verdict:
-        """One try: one request and the redirects it is sent through."""
+        """One try: one request and the redirects it is sent through.
+
+        The HTTP client's time-outs bound each wait for the next bytes, so an answer that trickles in would never
+        end; the try as a whole has a bound, too.
+        """
+        longest = self._settings.request_timeout * _PHASES
         request = self.http.build_request(
             call.method,
             str(self._url).rstrip("/") + call.path,
@@ -162,7 +169,11 @@ class Exchange:
             headers={**headers, **({"Content-Type": "application/json"} if call.content is not None else {})},
         )
         try:
-            response = await self._follow(request)
+            with anyio.fail_after(longest):
+                response = await self._follow(request)
+        except TimeoutError:
+            reason = f"no complete answer within {longest:g} s ({_PHASES} x PREFECT_API_REQUEST_TIMEOUT)"
+            return Trouble(Unreachable(call.operation, reason))
         except (httpx.TransportError, httpx.DecodingError) as error:
             reason = explain(error, ca_source=ca_source(self._settings))
             return Trouble(Unreachable(call.operation, reason))

@@ -10,15 +10,18 @@ from typing import Final
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-_OUTAGE_SECONDS: Final = 1.0
-_OUTAGE_TRIES: Final = 3
+_OUTAGE_SECONDS: Final = 5.0
+# Of a server that has never answered: whoever starts the daemon with a wrong address is watching.
+_FIRST_SECONDS: Final = 1.0
+_FIRST_TRIES: Final = 3
 
 
 class Outage:
     """Whether the server answers, as every call sees it: one warning per outage, one line at its end.
 
-    Lives as long as the transport. Single blips are not worth a line (an SQLite server answers 503
-    all day); trouble is, once nothing has succeeded for a second, or through three tries of one call.
+    Lives as long as the transport. Blips are not worth a line: one server answers 503 all day while
+    others write (SQLite, PROTOCOL 1.5), another cuts what it does not like. Trouble is, once nothing at all
+    has succeeded for five seconds; before the first success, for one second or through three tries of a call.
     """
 
     def __init__(self, *, url: str, log: FilteringBoundLogger, monotonic: Callable[[], float]) -> None:
@@ -44,8 +47,12 @@ class Outage:
         now = self._monotonic()
         if self._since is None:
             self._since = started if self.last_success is None else max(started, self.last_success)
-        alone = tries >= _OUTAGE_TRIES and first_failure >= self._since
-        if not self._announced and (alone or now - self._since >= _OUTAGE_SECONDS):
+        if self.last_success is None:
+            alone = tries >= _FIRST_TRIES and first_failure >= self._since
+            lasting = alone or now - self._since >= _FIRST_SECONDS
+        else:
+            lasting = now - self._since >= _OUTAGE_SECONDS
+        if lasting and not self._announced:
             self._announced = True
             self._log.warning("api.unreachable", url=self._url, reason=reason)
 

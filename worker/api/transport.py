@@ -8,6 +8,7 @@ logs or raises holds a credential or a body.
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypedDict
@@ -18,11 +19,12 @@ import httpx
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from worker.api.connection import base_url
+from worker.api.connection import base_url, path
 from worker.api.errors import (
     Answer,
     ApiError,
     Refusal,
+    ServerFault,
     StaleCsrfToken,
     Trouble,
     Unauthorized,
@@ -53,8 +55,9 @@ class Transport:
     401 and answers that are no API answers are raised at once until the server has accepted our
     credentials once; from then on they are waited out, so that a key being rotated or a proxy being
     replaced does not end the daemon. A 403 can be the rightful answer to one operation, so it is
-    tried a few times and then raised. `random` gives numbers in [0, 1), `now` an aware time (for
-    dates in `Retry-After`), `monotonic` the clock of deadlines.
+    tried a few times and then raised. So is a 500, unless nobody is answered any better: then it is an
+    outage like any other. `random` gives numbers in [0, 1), `now` an aware time (for dates in
+    `Retry-After`), `monotonic` the clock of deadlines.
     """
 
     def __init__(
@@ -153,8 +156,9 @@ class Transport:
                 raise verdict.error
             tries += 1
             bounded_tries += verdict.bounded
+            verdict = await self._weighed(verdict, last=bounded_tries > self._settings.max_retries)
             first_failure = self._monotonic() if first_failure is None else first_failure
-            if bounded_tries > self._settings.max_retries or (
+            if (verdict.bounded and bounded_tries > self._settings.max_retries) or (
                 forbidden_is_final and isinstance(verdict.error, Unauthorized)
             ):
                 raise verdict.error
@@ -171,6 +175,29 @@ class Transport:
                 stuck = True
                 self._log.warning("api.call_delayed", **line, waited_seconds=round(waited, 1))
             await self._pause(delay, until_recovery=verdict.after is None)
+
+    async def _weighed(self, trouble: Trouble, *, last: bool) -> Trouble:
+        """Make a fault that is not this call's alone one that is waited out.
+
+        Before the fault of the `last` try is raised, the server is asked whether it is ready: that looks at
+        its database and at no object, so a single run that cannot be read does not spoil the answer.
+        """
+        if not isinstance(trouble.error, ServerFault):
+            return trouble
+        if self.outage.announced or (last and not await self._is_ready()):
+            return replace(trouble, bounded=False)
+        return trouble
+
+    async def _is_ready(self) -> bool:
+        """Whether the server gives a sound answer to a question that concerns no object."""
+        question = Call(
+            method="GET", path=path("ready"), operation="ask for readiness", content=None, params=None
+        )
+        match await self._exchange.attempt(question):
+            case Trouble(error=ServerFault() | Unreachable()):
+                return False
+            case Answer() | Refusal() | StaleCsrfToken() | Trouble():
+                return True
 
     def _delay(self, trouble: Trouble, tries: int) -> float:
         if trouble.after is None:

@@ -21,11 +21,18 @@ class Adoption:
     """Made for one process, run once, discarded. Holds a slot as its execution did, above the limit if need be."""
 
     def __init__(
-        self, *, flow_run: FlowRun, record: Record, handle: ProcessHandle, services: Services
+        self,
+        *,
+        flow_run: FlowRun,
+        record: Record,
+        handle: ProcessHandle,
+        workspace: Workspace,
+        services: Services,
     ) -> None:
         self._flow_run = flow_run
         self._record = record
         self._handle = handle
+        self._workspace = workspace
         self._services = services
         self._reports = Reports(flow_run=flow_run, record=record, services=services)
         self._log = structlog.get_logger()
@@ -47,14 +54,13 @@ class Adoption:
 
     async def _attend(self) -> None:
         entry = self._record.entry
-        workspace = Workspace.of(entry.directory)
         if entry.phase is not Phase.LAUNCHED:
             await self._record.launched(self._handle)
         self._log.info("flow_run.adopted", pid=self._handle.pid)
         launched = Launched(
             flow_run=self._flow_run,
             handle=self._handle,
-            workspace=workspace,
+            workspace=self._workspace,
             stream_output=entry.stream_output,
             token=None,
             mistakes_sigterm=entry.engine and not entry.relinquished,
@@ -73,4 +79,4 @@ class Adoption:
             )
         finally:
             if self._record.closed:
-                await workspace.remove()
+                await self._workspace.remove()

@@ -102,6 +102,10 @@ class Record:
             )
         )
 
+    async def placed(self, directory: Path) -> None:
+        """The attempt has a directory, in place of one that is gone or was never known."""
+        await self._note(replace(self._entry, directory=str(directory)))
+
     async def relinquished(self) -> None:
         """The engine knows that this daemon leaves it."""
         await self._note(replace(self._entry, relinquished=True))

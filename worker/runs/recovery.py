@@ -103,6 +103,7 @@ class Recovery:
         self._clock = clock
         self._now = now
         self._attended: set[UUID] = set()
+        self._told: set[tuple[UUID, str]] = set()
         self._log = structlog.get_logger()
 
     async def adopt_living(self) -> None:
@@ -140,7 +141,7 @@ class Recovery:
             try:
                 await self._act(entry)
             except Exception as error:  # noqa: BLE001 - one run's trouble is not the others'; it is tried again
-                self._log.warning("flow_run.unsettled", reason=str(error))
+                self._tell(entry, "flow_run.unsettled", reason=str(error) or type(error).__name__)
             finally:
                 self._attended.discard(entry.attempt)
 
@@ -159,7 +160,7 @@ class Recovery:
             standing=standing,
             age=self._now() - entry.since,
         )
-        self._log.info("flow_run.recovered", phase=entry.phase.value, action=action.value)
+        self._tell(entry, "flow_run.recovered", phase=entry.phase.value, action=action.value)
         record = Record(self._services.journal, entry)
         reports = Reports(flow_run=_flow_run(entry), record=record, services=self._services)
         match action:
@@ -177,8 +178,23 @@ class Recovery:
                 pass
             case _:
                 assert_never(action)
-        if record.closed and entry.directory:
-            await Workspace(Path(entry.directory)).remove()
+        if record.closed and record.entry.directory:
+            await Workspace(Path(record.entry.directory)).remove()
+
+    def _tell(self, entry: Entry, event: str, **facts: str) -> None:
+        """Say it once of each attempt: it is tried again and again."""
+        told = (entry.attempt, event)
+        (self._log.debug if told in self._told else self._log.warning)(event, **facts)
+        self._told.add(told)
+
+    async def _workspace(self, record: Record) -> Workspace:
+        """The attempt's directory; a new one if it is gone, for the output of its hooks. Raises OSError."""
+        entry = record.entry
+        if entry.directory and await anyio.Path(entry.directory).is_dir():
+            return Workspace(Path(entry.directory))
+        workspace = Workspace.make(self._services.runs_directory, entry.flow_run_id)
+        await record.placed(workspace.directory)
+        return workspace
 
     async def _adopt(self, entry: Entry, process: Identity) -> None:
         handle = ProcessHandle.adopt(
@@ -189,10 +205,12 @@ class Recovery:
         )
         if handle is None:
             return  # it has ended this moment; the next look settles it
+        record = Record(self._services.journal, entry)
         adoption = Adoption(
             flow_run=_flow_run(entry),
-            record=Record(self._services.journal, entry),
+            record=record,
             handle=handle,
+            workspace=await self._workspace(record),
             services=self._services,
         )
         await self._executions.start(adoption.run)
@@ -206,7 +224,7 @@ class Recovery:
                 Ended(exit=exit_, intent=Intent.NONE, infrastructure_pid=entry.infrastructure_pid),
                 concluded=None,
             )
-        await reports.exited(Workspace.of(entry.directory))
+        await reports.exited(await self._workspace(record))
 
 
 def _find(entry: Entry) -> Found:
@@ -217,10 +235,10 @@ def _find(entry: Entry) -> Found:
     process = find_leader(marker_of(entry)) if same_boot and entry.phase is not Phase.EXITED else None
     if entry.process is not None and process != entry.process:
         process = None  # what carries the marker outlived its leader; it is ended with it
-    output = Workspace.of(entry.directory).output
-    return Found(
-        process=process, began=entry.phase is not Phase.LAUNCHING or process is not None or output.exists()
-    )
+    began = process is not None or entry.phase is not Phase.LAUNCHING
+    if not began and entry.directory:
+        began = Workspace(Path(entry.directory)).output.exists()
+    return Found(process=process, began=began)
 
 
 def _flow_run(entry: Entry) -> FlowRun:

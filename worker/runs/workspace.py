@@ -39,11 +39,6 @@ class Workspace:
             raise
         return cls(directory)
 
-    @classmethod
-    def of(cls, directory: str | None) -> "Workspace":
-        """The one that was made before; an attempt that came without is as if its directory were gone."""
-        return cls(Path(directory) if directory else Path(os.devnull, "gone"))
-
     @property
     def work(self) -> Path:
         """The fresh directory that the flow runs in, unless it has a `working_dir`."""
