@@ -25,10 +25,11 @@ ARG APT_PACKAGES=""
 RUN if [ -n "$APT_PACKAGES" ]; then \
         apt-get update && apt-get install -y --no-install-recommends $APT_PACKAGES && rm -rf /var/lib/apt/lists/*; \
     fi \
-    && useradd --uid 10001 --user-group --create-home --home-dir /var/lib/headrace --shell /usr/sbin/nologin headrace
+    && useradd --uid 10001 --user-group --create-home --home-dir /var/lib/headrace --shell /usr/sbin/nologin headrace \
+    && install -d -m 700 -o 10001 -g 10001 /var/lib/headrace/state
 COPY --from=build /opt/headrace /opt/headrace
 
-ENV PATH=/opt/headrace/bin:$PATH
+ENV PATH=/opt/headrace/bin:$PATH HEADRACE_STATE_DIR=/var/lib/headrace/state
 WORKDIR /var/lib/headrace
 USER 10001:10001
 

@@ -432,11 +432,8 @@ async def test_a_connection_reset_after_a_500_costs_one_more_try() -> None:
 
 
 async def test_a_500_that_stays_is_a_fault_of_the_server() -> None:
-    async with misbehaving(Reply(status=500, body={"exception_message": "Internal"}, reset=True)) as (
-        client,
-        _,
-        _,
-    ):
+    fault = Reply(status=500, body={"exception_message": "Internal"}, reset=True)
+    async with misbehaving(*[fault] * 6, Reply()) as (client, _, _):
         with pytest.raises(ServerFault, match="Internal"):
             await client.read_server_version()
 

@@ -10,9 +10,16 @@ A run passes through these modules, each step handing a frozen value to the next
       job_variables  the layers become one job configuration (placeholders fills the values in)
       launch_spec    configuration, settings and attribution become argv, environment and directory
       (processes)    the process is started, watched and ended by the package beside this one
-      supervision    the process is noted, listened to, cancelled if need be, cleaned up after
+      attendance     the process is attended to until it ends, or the daemon's end cuts it short or leaves it
+      supervision    it is noted, listened to, its output bounded, cancelled if need be, cleaned up after
       conclusion     how the process ended and what the server says become one outcome
       reports        the outcome is told: states has the transitions (Crashed, Cancelled, Scheduled again)
+      hook_duty      the hooks that a dead engine cannot run any more are run by a helper (hooks, hooks_main)
+    record         the attempt's entry in the journal, written before each of these steps
+    recovery       what an earlier daemon left open in the journal: adopted (adoption), reported, given back
+    lost_runs      what the server has as ours and no journal knows
+    lateness       which runs of schedules have been missed for good
+    claim_gate     whether this machine can take another run at all
     cancellations  asks which runs in flight are being cancelled
     in_flight      the executions that hold a slot: the one list of what is going on
     outbox         the daemon's lines in the run's own log, and its events, sent in the background
