@@ -22,7 +22,6 @@ from worker.assembly import Options, Parts, assemble, utc_now
 from worker.processes.control import ControlChannel
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.tree import become_subreaper
-from worker.runs import lost_runs
 from worker.runs.journal import JournalTooNewError
 from worker.runs.stopping import Stop
 from worker.runs.wake import Wake
@@ -137,7 +136,7 @@ async def serve(options: Options, settings: Settings) -> None:
                         await _recover_living(parts)
                         attending.start_soon(_loop(parts.journal.check_once, what="journal"))
                         await _go_online(options, parts, attending)
-                        await _recover_rest(parts, attending)
+                        await _recover_rest(parts, attending, once=options.run_once)
                         await repeat(
                             parts.poller.poll_once, what="poll", wake=parts.freed, once=options.run_once
                         )
@@ -183,12 +182,12 @@ async def _recover_living(parts: Parts) -> None:
     await parts.recovery.adopt_living()
 
 
-async def _recover_rest(parts: Parts, attending: TaskGroup) -> None:
-    """Settle what else an earlier daemon has left, beside new runs, and keep doing so."""
-    await repeat(parts.lost_runs.look_once, what="lost_runs", once=True)
-    await parts.recovery.clear_directories()
+async def _recover_rest(parts: Parts, attending: TaskGroup, *, once: bool) -> None:
+    """Settle what else an earlier daemon has left, beside new runs, and keep doing so; with `once` before them."""
+    if once:
+        await parts.recovery.settle_once()
     attending.start_soon(_loop(parts.recovery.settle_once, what="recovery"))
-    attending.start_soon(_loop(parts.lost_runs.look_once, what="lost_runs", after=lost_runs.INTERVAL))
+    attending.start_soon(_loop(parts.lost_runs.look_once, what="lost_runs"))
 
 
 def _shutdown(settings: Settings, parts: Parts) -> Shutdown:

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from worker.runs.workspace import Workspace, remove, strays
+from worker.runs.workspace import Workspace, all_in, remove
 
 pytestmark = pytest.mark.anyio
 
@@ -16,8 +16,7 @@ async def test_made_found_and_removed(tmp_path: Path) -> None:
     workspace = Workspace.make(tmp_path / "runs", run)
     assert workspace.work.is_dir()
     assert not workspace.output.exists()
-    assert strays(tmp_path / "runs", owned=()) == {workspace.directory: run}
-    assert strays(tmp_path / "runs", owned={str(workspace.directory)}) == {}
+    assert all_in(tmp_path / "runs") == {workspace.directory: run}
     await workspace.remove()
     await workspace.remove()
     assert list((tmp_path / "runs").iterdir()) == []
@@ -37,8 +36,8 @@ def test_what_was_passed_on_is_kept_for_the_next_daemon(tmp_path: Path) -> None:
 def test_what_is_not_an_attempts_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / f"{uuid4()}").mkdir()
-    assert strays(tmp_path, owned=()) == {}
-    assert strays(tmp_path / "missing", owned=()) == {}
+    assert all_in(tmp_path) == {}
+    assert all_in(tmp_path / "missing") == {}
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o500])

@@ -1,12 +1,14 @@
-"""Runs that the server says are ours and of which the journal knows nothing: a state directory was lost or changed.
+"""What the journal knows nothing of: runs that the server says are ours, and directories that are left of none.
 
-Owns the judgement that a run is ours. What is done about it is `recovery`'s, by way of the journal: an entry is made
+A state directory was lost or changed, or a daemon ended between forgetting an attempt and removing its directory. Owns
+the judgement that a run is ours. What is done about it is `recovery`'s, by way of the journal: an entry is made
 for each as if it had been there all along.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from uuid import UUID
 
 import anyio
@@ -14,10 +16,11 @@ import anyio.to_thread
 import structlog
 
 from worker.api.models import FlowRun, StateType
-from worker.processes.process_table import boot_id, find_leader
+from worker.processes.process_table import Marker, boot_id, find_leader
 from worker.runs import workspace
 from worker.runs.claims import last_claim
 from worker.runs.journal import Entry, Phase
+from worker.runs.launch_spec import FLOW_RUN_ID
 from worker.runs.record import marker_of
 from worker.runs.services import Services
 
@@ -66,15 +69,23 @@ class LostRuns:
         self._sightings = {run.id: self._sightings.get(run.id) or _sighting(run) for run in ours}
         for run in ours:
             await self._consider(run)
+        await self._clear_directories()
         return INTERVAL
+
+    async def _clear_directories(self) -> None:
+        """Remove the directories of runs that are over for us: neither open, nor in flight, nor perhaps lost, nor alive."""
+        found = await anyio.to_thread.run_sync(workspace.all_in, self._services.runs_directory)
+        # Asked after looking: a run is in flight before it has a directory.
+        spared = {entry.flow_run_id for entry in self._services.journal.entries()}
+        spared |= self._sightings.keys() | set(self._services.in_flight)
+        left = {directory: run_id for directory, run_id in found.items() if run_id not in spared}
+        await anyio.to_thread.run_sync(_clear, left)
 
     async def _consider(self, run: FlowRun) -> None:
         attempt = last_claim(await self._services.client.read_flow_run_states(run.id))
         if attempt is None:
             return
-        directories = await anyio.to_thread.run_sync(
-            lambda: workspace.strays(self._services.runs_directory, owned=())
-        )
+        directories = await anyio.to_thread.run_sync(workspace.all_in, self._services.runs_directory)
         directory = next((str(path) for path, made_for in directories.items() if made_for == run.id), None)
         entry = Entry(
             attempt=attempt,
@@ -115,6 +126,12 @@ def is_ours(run: FlowRun, *, worker_name: str, hostname: str) -> bool:
     if run.labels.get("prefect.worker.name") != worker_name:
         return False
     return run.infrastructure_pid is None or run.infrastructure_pid.rpartition(":")[0] == hostname
+
+
+def _clear(directories: Mapping[Path, UUID]) -> None:
+    for directory, flow_run_id in directories.items():
+        if find_leader(Marker(FLOW_RUN_ID, str(flow_run_id))) is None:
+            workspace.remove(directory)
 
 
 def _sighting(run: FlowRun) -> Sighting:

@@ -20,14 +20,12 @@ from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.process import Exit, ProcessHandle
-from worker.processes.process_table import Identity, Marker, boot_id, find_leader
+from worker.processes.process_table import Identity, boot_id, find_leader
 from worker.processes.tree import end_strays
-from worker.runs import workspace
 from worker.runs.adoption import Adoption
 from worker.runs.claims import Standing
 from worker.runs.conclusion import Intent
 from worker.runs.journal import Entry, Phase
-from worker.runs.launch_spec import FLOW_RUN_ID
 from worker.runs.record import Ended, Record, marker_of
 from worker.runs.reports import Reports
 from worker.runs.services import Services
@@ -120,11 +118,6 @@ class Recovery:
             for entry in self._open():
                 settling.start_soon(self._settle, entry)
         return INTERVAL
-
-    async def clear_directories(self) -> None:
-        """Remove the directories of attempts that are neither open nor alive."""
-        owned = {entry.directory for entry in self._services.journal.entries() if entry.directory}
-        await anyio.to_thread.run_sync(_clear, self._services.runs_directory, owned)
 
     def _open(self) -> list[Entry]:
         """Entries that neither an execution nor an adoption of this daemon is working on."""
@@ -249,9 +242,3 @@ def _flow_run(entry: Entry) -> FlowRun:
         state_id=entry.state_id,
         next_scheduled_start_time=entry.due,
     )
-
-
-def _clear(runs: Path, owned: set[str]) -> None:
-    for directory, flow_run_id in workspace.strays(runs, owned=owned).items():
-        if find_leader(Marker(FLOW_RUN_ID, str(flow_run_id))) is None:
-            workspace.remove(directory)

@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,17 +83,13 @@ def remove(directory: Path) -> None:
         )
 
 
-def strays(runs: Path, *, owned: Collection[str]) -> dict[Path, UUID]:
-    """Directories of attempts that nobody owns any more, with the flow runs they were made for."""
+def all_in(runs: Path) -> dict[Path, UUID]:
+    """The directories of attempts, with the flow runs they were made for."""
     try:
         found = list(runs.iterdir())
     except FileNotFoundError:
         return {}
-    return {
-        directory: UUID(match[1])
-        for directory in found
-        if str(directory) not in owned and (match := _NAME.fullmatch(directory.name))
-    }
+    return {directory: UUID(match[1]) for directory in found if (match := _NAME.fullmatch(directory.name))}
 
 
 def _permit_and_retry(function: Callable[..., Any], path: str, info: Any) -> None:
