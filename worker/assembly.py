@@ -21,6 +21,7 @@ from worker.api.events import FLOW_RUN_CANCELLING, EventStream
 from worker.api.models import FlowRun
 from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
+from worker.processes.output import Mask
 from worker.processes.tree import OrphanReaper
 from worker.runs.cancellations import Cancellations
 from worker.runs.claim_gate import ClaimGate, free_bytes
@@ -70,6 +71,8 @@ class Options:
     hide: Callable[[str], None]
     # Masks what is hidden, in text that leaves for the server.
     redact: Callable[[str], str]
+    # The same, for output: it also knows how long a secret can be.
+    mask: Mask
     # Prints the two lines scripts wait for (PROTOCOL 8).
     announce: Callable[[str], None]
 
@@ -104,9 +107,11 @@ def assemble(
     settings: Settings,
     client: PrefectClient,
     control: ControlChannel,
+    *,
     executions: TaskGroup,
+    attending: TaskGroup,
 ) -> Parts:
-    """Make all parts. Executions are started in `executions`, which the caller enters."""
+    """Make all parts. Executions are started in `executions`, what outlives them in `attending`; the caller enters both."""
     freed = Wake()
     in_flight = InFlight(limit=options.limit, freed=freed)
     launcher = Launcher()
@@ -131,6 +136,11 @@ def assemble(
         heartbeat_interval=settings.worker.heartbeat_seconds,
         now=utc_now,
     )
+    gate = ClaimGate(
+        journal=journal,
+        free_bytes=partial(free_bytes, options.state.path),
+        monotonic=anyio.current_time,
+    )
     services = Services(
         client=client,
         claims=Claims(client=client, sleep=anyio.sleep),
@@ -149,11 +159,12 @@ def assemble(
         launcher=launcher,
         control=control,
         journal=journal,
+        gate=gate,
         stopping=stopping,
         in_flight=in_flight,
         outbox=outbox,
         events=events,
-        hooks=HookRunner(launcher=launcher),
+        hooks=HookRunner(launcher=launcher, mask=options.mask),
         python=options.python,
         now=utc_now,
         worker_name=options.name,
@@ -162,14 +173,13 @@ def assemble(
         kill_grace=settings.headrace.kill_grace_seconds,
         output_limit=settings.headrace.output_limit,
         print_output=options.print_output,
+        mask=options.mask,
     )
 
     def start(flow_run: FlowRun, skip: str | None = None) -> Execution:
         execution = Execution(flow_run=flow_run, services=services, skip=skip)
         executions.start_soon(execution.run)
         return execution
-
-    gate = ClaimGate(journal=journal, free_bytes=partial(free_bytes, options.state.path))
 
     poller = Poller(
         client=client,
@@ -208,7 +218,9 @@ def assemble(
         events=events,
         reaper=OrphanReaper(),
         journal=journal,
-        recovery=Recovery(services=services, executions=executions, clock=time.time, now=utc_now),
+        recovery=Recovery(
+            services=services, executions=executions, settling=attending, clock=time.time, now=utc_now
+        ),
         lost_runs=LostRuns(
             services=services, pool=options.pool, work_queues=options.work_queues, now=utc_now
         ),

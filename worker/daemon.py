@@ -115,13 +115,13 @@ async def serve(options: Options, settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         client = await _connect(stack, options, settings)
         control = ControlChannel()
-        executions = anyio.create_task_group()
-        parts = assemble(options, settings, client, control, executions)
+        executions, attending = anyio.create_task_group(), anyio.create_task_group()
+        parts = assemble(options, settings, client, control, executions=executions, attending=attending)
         stack.push_async_callback(parts.journal.close)
         shutdown = _shutdown(settings, parts)
         if options.with_healthcheck:
             stack.enter_context(_serve_health(settings, parts, shutdown))
-        async with anyio.create_task_group() as attending:
+        async with attending:
             await attending.start(shutdown.obey_signals)
             await attending.start(control.serve)
             attending.start_soon(_loop(parts.outbox.flush_once, what="outbox"))
@@ -185,7 +185,7 @@ async def _recover_living(parts: Parts) -> None:
 async def _recover_rest(parts: Parts, attending: TaskGroup, *, once: bool) -> None:
     """Settle what else an earlier daemon has left, beside new runs, and keep doing so; with `once` before them."""
     if once:
-        await parts.recovery.settle_once()
+        await parts.recovery.settle_all()
     attending.start_soon(_loop(parts.recovery.settle_once, what="recovery"))
     attending.start_soon(_loop(parts.lost_runs.look_once, what="lost_runs"))
 

@@ -46,6 +46,11 @@ class Redactor:
         known = {*self._secrets, *(part for part in parts if len(part) >= _SHORTEST_SECRET)}
         self._secrets = tuple(sorted(known, key=len, reverse=True))
 
+    @property
+    def longest(self) -> int:
+        """Characters of the longest secret, 0 if there is none."""
+        return len(self._secrets[0]) if self._secrets else 0
+
     def text(self, text: str) -> str:
         """The text with every known secret masked."""
         for secret in self._secrets:

@@ -44,7 +44,9 @@ class Shutdown:
                 task_status.started()
                 async for signum in signals:
                     name = signal.Signals(signum).name
-                    if self.draining:
+                    if self.work.cancel_called and self._detach:
+                        self._log.info("worker.stopping", signal=name, then="running flows have been left")
+                    elif self.draining:
                         self._log.warning("worker.stopping_now", reason=name, runs=self._cut_short.value)
                         self._end_work(self._cut_short)
                     else:

@@ -60,6 +60,7 @@ def start(arguments: argparse.Namespace) -> int:
         ),
         hide=redactor.hide,
         redact=redactor.text,
+        mask=redactor,
         announce=_announce,
     )
     return _serve_alone(options, settings)
@@ -72,6 +73,8 @@ def _serve_alone(options: daemon.Options, settings: Settings) -> int:
     except state_directory.StateDirectoryInUseError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return EXIT_IN_USE
+    except state_directory.UnlockableError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _serve(options: daemon.Options, settings: Settings) -> int:

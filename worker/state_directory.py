@@ -1,9 +1,11 @@
 """Where a daemon keeps what must outlive it: one directory per server, pool and worker name, used by one daemon."""
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +14,10 @@ from pathlib import Path
 
 class StateDirectoryInUseError(Exception):
     """Another daemon serves the same pool of the same server under the same name; the message names it and the fix."""
+
+
+class UnlockableError(Exception):
+    """The directory cannot be kept to ourselves; the message names it and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +40,12 @@ class StateDirectory:
     def locked(self) -> Generator[None]:
         """Keep the directory to ourselves: two daemons would settle each other's attempts (flock(2)).
 
-        The lock goes with the process, however it ends. Raises StateDirectoryInUseError, or OSError when the lock's file
-        cannot be had.
+        The lock goes with the process, however it ends. Raises StateDirectoryInUseError or UnlockableError.
         """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._unlockable(error) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,15 +53,42 @@ class StateDirectory:
                 holder = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").strip() or "unknown"
                 msg = (
                     f"another headrace (pid {holder}) serves this pool under this name here ({self.path}):"
-                    " stop it first, or give this one another --name or --state-dir"
+                    " stop it first, or give this one another --name"
                 )
                 raise StateDirectoryInUseError(msg) from None
+            except OSError as error:
+                raise self._unlockable(error) from error
             with suppress(OSError):  # a full disk: the pid is only told to whoever comes second
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            yield
+            with self._only_one_on_this_machine():
+                yield
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def _only_one_on_this_machine(self) -> Generator[None]:
+        """Keep the name to ourselves: a daemon of the same name with another state directory would take our runs for lost.
+
+        An abstract socket is there as long as its process (unix(7)); where there is none, nothing is kept.
+        """
+        with socket.socket(socket.AF_UNIX) as name:
+            try:
+                name.bind(f"\0headrace/{self.path.name}")
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    msg = (
+                        "another headrace serves this pool under this name on this machine, with another state directory:"
+                        " stop it first, or give this one another --name"
+                    )
+                    raise StateDirectoryInUseError(msg) from None
+            yield
+
+    def _unlockable(self, error: OSError) -> UnlockableError:
+        return UnlockableError(
+            f"the state directory {self.path} cannot be locked: {error.strerror};"
+            " make it writable, or choose one on a file system with locks with --state-dir"
+        )
 
 
 def for_worker(root: Path, *, api_url: str, pool: str, name: str) -> StateDirectory:

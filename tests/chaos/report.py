@@ -47,8 +47,8 @@ def figures(evidence: Evidence, options: Options, violations: Sequence[Violation
         *((blow.value, blows[blow]) for blow in Blow if blow is not Blow.CANCEL),
         ("runs cancelled by the driver", len(notes.cancelled)),
         (
-            "engines that first took their cancellation for a crash",
-            sum(run.mistook_its_cancellation for run in runs),
+            "final states that the server took twice, word by word",
+            sum(run.told_twice for run in runs),
         ),
         ("engine runs that met a restart of the server", sum(run.met_outage for run in runs)),
         (

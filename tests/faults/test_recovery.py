@@ -179,4 +179,6 @@ def test_one_daemon_per_state_directory(pool: str, daemon: StartWorker) -> None:
     second = daemon(pool=pool, successor_of=first, wait=False)
     assert second.wait_exit() == 7
     assert f"another headrace (pid {first.pid})" in second.stderr()
+    elsewhere = daemon(pool=pool, name=first.name, wait=False)
+    assert elsewhere.wait_exit() == 7, "another state directory does not make it another worker"
     assert first.service.returncode is None

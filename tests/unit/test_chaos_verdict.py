@@ -88,8 +88,8 @@ GOOD = {
     ),
     "had ended before it was cancelled": a_run(cancelled=True),
     "was cancelled and then killed": a_run(CANCELLED, [begin()], [KILL], cancelled=True),
-    "has an engine that took its cancellation for a crash": a_run(
-        MISTAKEN, [begin()], cancelled=True, kind=RunKind.ENGINE
+    "was reported twice, by a killed daemon and by the next": a_run(
+        (*CRASHED, CRASHED[-1]), [begin()], [KILL]
     ),
     "has an engine that lost its server": a_run(
         states("Scheduled", "Pending", "Crashed"), [], kind=RunKind.ENGINE, met_outage=True
@@ -164,8 +164,16 @@ BAD = {
     "was killed and is completed all the same": (a_run(COMPLETED, [begin()], [KILL]), {Rule.HONEST_KILL}),
     "was killed and is called cancelled": (a_run(CANCELLED, [begin()], [KILL]), {Rule.HONEST_KILL}),
     "was cancelled and is crashed": (a_run(CRASHED, [begin()], cancelled=True), {Rule.CANCELLED}),
-    "has no engine that could take its cancellation for a crash": (
-        a_run(MISTAKEN, [begin()], cancelled=True),
+    "has an engine that took its cancellation for a crash": (
+        a_run(MISTAKEN, [begin()], cancelled=True, kind=RunKind.ENGINE),
+        {Rule.ONE_FINAL_STATE},
+    ),
+    "was reported three times": (
+        a_run((*CRASHED, CRASHED[-1], CRASHED[-1]), [begin()], [KILL]),
+        {Rule.ONE_FINAL_STATE},
+    ),
+    "was reported twice, with different words": (
+        a_run((*CRASHED, replace(CRASHED[-1], message="other")), [begin()], [KILL]),
         {Rule.ONE_FINAL_STATE},
     ),
     "was not cancelled by the driver, and went from crashed to cancelled": (

@@ -15,7 +15,11 @@ pytestmark = pytest.mark.anyio
 
 
 def gate(path: Path, free: Iterator[int]) -> ClaimGate:
-    return ClaimGate(journal=Journal(path, now=lambda: datetime.now(UTC)), free_bytes=lambda: next(free))
+    return ClaimGate(
+        journal=Journal(path, now=lambda: datetime.now(UTC)),
+        free_bytes=lambda: next(free),
+        monotonic=lambda: 1.0,
+    )
 
 
 def test_a_full_disk_closes_it_until_there_is_room(tmp_path: Path) -> None:
@@ -27,7 +31,7 @@ def test_a_full_disk_closes_it_until_there_is_room(tmp_path: Path) -> None:
 
 async def test_an_unwritable_journal_closes_it(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "missing" / "j", now=lambda: datetime.now(UTC))
-    asked = ClaimGate(journal=journal, free_bytes=lambda: LEAST_FREE_BYTES)
+    asked = ClaimGate(journal=journal, free_bytes=lambda: LEAST_FREE_BYTES, monotonic=lambda: 1.0)
     assert asked.closed() is None
     await journal.forget(uuid4())
     assert "journal" in str(asked.closed())

@@ -488,3 +488,12 @@ async def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(tmp_path: Path)
 def test_how_soon_to_look_again(interval: float, grown: int, elapsed: float, expected: float) -> None:
     following = next_interval(interval, grown=grown, elapsed=elapsed, limit=1000, longest=0.2)
     assert following == pytest.approx(expected)
+
+
+def test_a_pipe_or_a_link_in_the_place_of_the_output_is_not_waited_for_or_followed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").write_text("of somebody else")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match=r"."):
+            tail(tmp_path / name)

@@ -51,7 +51,7 @@ def test_what_never_began_is_given_back_if_it_is_ours(
     ("labels", "pid", "ours"),
     [
         ({"prefect.worker.name": "w"}, "here:12", True),
-        ({"prefect.worker.name": "w"}, None, True),
+        ({"prefect.worker.name": "w"}, None, False),
         ({"prefect.worker.name": "w"}, "there:12", False),
         ({"prefect.worker.name": "w"}, "12", False),
         ({"prefect.worker.name": "other"}, "here:12", False),

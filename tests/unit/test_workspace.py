@@ -1,5 +1,6 @@
 """The directories of attempts: found again by their names, removed whatever a flow did to them."""
 
+import os
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,6 +30,10 @@ def test_what_was_passed_on_is_kept_for_the_next_daemon(tmp_path: Path) -> None:
     assert Workspace(workspace.directory).delivered() == 12345
     (workspace.directory / "delivered").write_text("12x")
     assert workspace.delivered() == 0
+    (workspace.directory / "delivered").unlink()
+    os.mkfifo(workspace.directory / "delivered")
+    workspace.note_delivered(1)
+    assert workspace.delivered() == 0, "a pipe that a flow put there is not waited for"
     remove(workspace.directory)
     workspace.note_delivered(1)
 

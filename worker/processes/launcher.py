@@ -38,6 +38,8 @@ from worker.processes.process import ProcessHandle
 from worker.processes.process_table import Identity, Marker, read_process
 
 EXECUTION_ID = "HEADRACE_EXECUTION_ID"
+# An earlier process of the run may have put a pipe or a link there: neither is to be waited for or followed.
+_FOR_OUTPUT = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 _LARGEST_STRING = 128 * 1024  # execve(2): MAX_ARG_STRLEN, 32 pages
 
 
@@ -100,7 +102,8 @@ class Launcher:
 
     def _start(self, spec: LaunchSpec, env: Mapping[str, str], output: Path) -> int:
         try:
-            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(output, _FOR_OUTPUT, 0o600)
+            os.set_blocking(descriptor, True)
         except OSError as error:
             raise _launch_error(error, f"cannot open the output file {output}: {_reason(error)}") from error
         try:

@@ -13,9 +13,11 @@ import codecs
 import ctypes
 import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -34,14 +36,39 @@ _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
 
 
+class Mask(Protocol):
+    """Hides secrets, of which new ones may come at any time."""
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest secret."""
+        ...
+
+    def text(self, text: str) -> str:
+        """The text with every secret in it hidden."""
+        ...
+
+
+class NoMask:
+    """There are no secrets."""
+
+    longest = 0
+
+    def text(self, text: str) -> str:
+        """The text."""
+        return text
+
+
 class LineSplitter:
     r"""Bytes in, lines out: UTF-8 with replacement, split at \n, a \r before it dropped.
 
     A line longer than `limit` characters comes in pieces, so that no output, however long without a line end, is held.
+    What `mask` hides is hidden before that: cut in two, a secret could not be found any more.
     """
 
-    def __init__(self, *, limit: int = LONGEST_LINE) -> None:
+    def __init__(self, *, limit: int = LONGEST_LINE, mask: Mask | None = None) -> None:
         self._limit = limit
+        self._mask = mask or NoMask()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._pending = ""
 
@@ -54,12 +81,15 @@ class LineSplitter:
         """The lines that `data` completes; with `final` also the last one, which has no end. Exhaust it."""
         *lines, self._pending = (self._pending + self._decoder.decode(data, final)).split("\n")
         for line in lines:
-            yield from self._pieces(line.removesuffix("\r"))
-        if len(self._pending) > self._limit:
-            *pieces, self._pending = self._pieces(self._pending)
-            yield from pieces
+            yield from self._pieces(self._mask.text(line.removesuffix("\r")))
+        if len(self._pending) > self._limit + self._mask.longest:
+            self._pending = self._mask.text(self._pending)
+        while len(self._pending) > self._limit + self._mask.longest:
+            # What is kept is long enough for the beginning of any secret.
+            piece, self._pending = self._pending[: self._limit], self._pending[self._limit :]
+            yield piece
         if final and self._pending:
-            yield from self._pieces(self._pending.removesuffix("\r"))
+            yield from self._pieces(self._mask.text(self._pending.removesuffix("\r")))
             self._pending = ""
 
     def _pieces(self, line: str) -> Iterator[str]:
@@ -76,6 +106,7 @@ async def follow(
     offset: int = 0,
     delivered: Callable[[int], None] = lambda _: None,
     limit: int = LONGEST_LINE,
+    mask: Mask | None = None,
 ) -> int:
     """Give every line of a growing file to `sink`, from `offset` on, until `done` is set and the rest is delivered.
 
@@ -85,7 +116,7 @@ async def follow(
     after every chunk and every 256 lines. What `sink` raises is raised here. `delivered` is told every offset up to which
     all lines have been given, for a later reader to begin at.
     """
-    splitter = LineSplitter(limit=limit)
+    splitter = LineSplitter(limit=limit, mask=mask)
     descriptor: int | None = None
     try:
         while True:
@@ -252,7 +283,9 @@ def _occupied(descriptor: int) -> int:
     return os.fstat(descriptor).st_blocks * _STAT_BLOCK
 
 
-def tail(path: Path, *, max_bytes: int = LONGEST_LINE, max_lines: int = 20) -> list[str]:
+def tail(
+    path: Path, *, max_bytes: int = LONGEST_LINE, max_lines: int = 20, mask: Mask | None = None
+) -> list[str]:
     """The last lines of a file, at most so many and from at most so many bytes at its end; [] if there is none."""
     descriptor = _open(path)
     if descriptor is None:
@@ -263,14 +296,24 @@ def tail(path: Path, *, max_bytes: int = LONGEST_LINE, max_lines: int = 20) -> l
         data = os.pread(descriptor, max_bytes, start)
     finally:
         os.close(descriptor)
-    lines = list(LineSplitter().feed(data, final=True))
-    if start and len(lines) > 1:
-        del lines[0]  # most likely the end of a line only
+    lines = list(LineSplitter(mask=mask).feed(data, final=True))
+    if start and lines:
+        # Most likely the end of a line only, beginning with what may be the end of a secret.
+        lines[0:1] = [lines[0][mask.longest if mask else 0 :]] if len(lines) == 1 else []
     return lines[-max_lines:] if max_lines > 0 else []
 
 
 def _open(path: Path, flags: int = os.O_RDONLY) -> int | None:
+    """A descriptor, or None if nothing is there. Raises OSError, also for what is no file.
+
+    The run may have put anything in the place of its output: opening a FIFO would wait for a writer, and what a link
+    leads to is not ours to read, let alone to shorten.
+    """
     try:
-        return os.open(path, flags | os.O_CLOEXEC)
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    return descriptor

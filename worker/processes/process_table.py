@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,6 +97,7 @@ def find_leader(marker: Marker) -> Identity | None:
     return oldest and oldest.identity
 
 
+@cache
 def boot_id() -> str:
     """What tells this boot of the machine from others (random(4)); empty where start times tell it as well."""
     if sys.platform != "linux":

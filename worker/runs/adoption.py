@@ -50,7 +50,7 @@ class Adoption:
                     task_status.started()
                     await self._attend()
             except Exception as error:  # noqa: BLE001 - the edge: one run's error is not its neighbours'
-                await self._reports.failed(error, claimed=True)
+                self._log.error("flow_run.error", reason=str(error), exc_info=error)
 
     async def _attend(self) -> None:
         entry = self._record.entry

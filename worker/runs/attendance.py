@@ -22,14 +22,16 @@ async def attend(
     then its record stays open.
     """
     log = structlog.get_logger()
-    supervision = Supervision(launched=launched, services=services, cancel_requested=cancel_requested)
+    supervision = Supervision(
+        launched=launched, record=reports.record, services=services, cancel_requested=cancel_requested
+    )
     try:
         ended = await supervision.until_exit()
     except anyio.get_cancelled_exc_class():
         how = services.stopping.how
         if how is Stop.DETACH and launched.handle.alive():
             with anyio.CancelScope(shield=True):
-                await supervision.relinquish(reports.record)
+                await supervision.relinquish()
             log.info("flow_run.detached", pid=launched.handle.pid)
             raise
         with anyio.CancelScope(shield=True):

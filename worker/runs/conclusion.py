@@ -217,11 +217,11 @@ def describe_seconds(seconds: float) -> str:
 
 
 def _usage(ended: Exit) -> list[str]:
-    """Peak memory and run time; a clock that was set back meanwhile leaves the time out."""
+    """Peak memory and run time; no time where it was not seen, or a clock was set back."""
     known: list[str] = []
     if ended.max_rss_bytes is not None:
         known.append(f"peak memory {describe_bytes(ended.max_rss_bytes)}")
-    if ended.ended >= ended.started:
+    if ended.ended > ended.started:
         known.append(f"ran for {describe_seconds(ended.ended - ended.started)}")
     text = ", ".join(known)
     return [f"{text[0].upper()}{text[1:]}."] if text else []

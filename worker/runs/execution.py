@@ -66,11 +66,15 @@ class Execution:
         with bound_contextvars(flow_run_id=str(self._flow_run.id), flow_run=self._flow_run.name):
             try:
                 with self._services.in_flight.slot(self._flow_run.id, self):
-                    await self._attempt()
-            except Exception as error:  # noqa: BLE001 - the edge: one run's error is not its neighbours'
-                await self._reports.failed(error, claimed=self._claimed)
+                    await self._attempt_safely()
             finally:
                 self._claim_decided.set()
+
+    async def _attempt_safely(self) -> None:
+        try:
+            await self._attempt()
+        except Exception as error:  # noqa: BLE001 - the edge: one run's error is not its neighbours'
+            await self._reports.failed(error, claimed=self._claimed)
 
     async def _attempt(self) -> None:
         if not await self._win():
@@ -81,19 +85,20 @@ class Execution:
         try:
             workspace = Workspace.make(self._services.runs_directory, self._flow_run.id)
         except OSError as error:
-            await self._reports.given_back(
-                f"The worker cannot make a directory for the run: {error.strerror}."
-            )
+            await self._postpone(f"cannot make a directory for the run: {error.strerror}")
             return
         async with self._place(workspace) as address:
-            launched = await self._start(workspace, address)
-            if launched is not None:
-                await attend(
-                    launched,
-                    reports=self._reports,
-                    services=self._services,
-                    cancel_requested=self._cancel_requested,
-                )
+            try:
+                launched = await self._start(workspace, address)
+                if launched is not None:
+                    await attend(
+                        launched,
+                        reports=self._reports,
+                        services=self._services,
+                        cancel_requested=self._cancel_requested,
+                    )
+            except Exception as error:  # noqa: BLE001 - here, where its directory and slot are still its own
+                await self._reports.failed(error, claimed=True)
 
     async def _win(self) -> bool:
         """Claim the run; if the daemon is ending meanwhile, find out whether it is ours and give it back."""
@@ -173,12 +178,17 @@ class Execution:
             )
         except Shortage as error:
             # Nothing is wrong with the run; another worker, or this one a little later, can start it.
-            await self._reports.given_back(f"The worker {error}.")
+            await self._postpone(str(error))
             return None
         except LaunchError as error:
             await self._reports.not_started(submission_failure(error))
             return None
-        await self._record.launched(handle)
+        try:
+            await self._record.launched(handle)
+        except Exception:
+            with anyio.CancelScope(shield=True):
+                await handle.kill_tree()
+            raise
         self._say_launched(handle, prepared)
         return Launched(
             flow_run=self._flow_run,
@@ -215,6 +225,11 @@ class Execution:
             },
         )
         return self._services.events.submitted(prepared.subject(self._flow_run))
+
+    async def _postpone(self, shortage: str) -> None:
+        """Give the run back for want of something on this machine, and take no other for a while."""
+        self._services.gate.shortage(shortage)
+        await self._reports.given_back(f"The worker {shortage}.")
 
     async def _undo(self, *, answered: bool) -> None:
         """The daemon is ending and nothing was started: leave the run as if we had never touched it.

@@ -20,7 +20,7 @@ import structlog
 
 from worker.api.models import State, StateType
 from worker.processes.launcher import Launcher, LaunchError, LaunchSpec
-from worker.processes.output import follow, tail
+from worker.processes.output import Mask, follow, tail
 from worker.processes.process import Exit, ProcessHandle
 from worker.processes.process_table import Marker
 from worker.runs.conclusion import Verdict
@@ -97,8 +97,9 @@ def state_to_tell(kind: HookKind, state: State | None, *, message: str) -> State
 class HookRunner:
     """Runs hooks in a process of their own; one for the daemon's life."""
 
-    def __init__(self, *, launcher: Launcher) -> None:
+    def __init__(self, *, launcher: Launcher, mask: Mask | None = None) -> None:
         self._launcher = launcher
+        self._mask = mask
         self._log = structlog.get_logger()
 
     async def run(
@@ -121,24 +122,24 @@ class HookRunner:
         have `timeout` seconds. `marker` is the attempt's, so that whoever ends what is left of it ends them, too. `output` is appended to; lines that are added go to `print_line` as they come. Raises
         nothing but cancellation, and no process is left then.
         """
-        offset = _size(output)
         try:
+            offset = _size(output)
             with _directory(spec.cwd, beside=output) as cwd:
                 helper = helper_spec(kind, spec, python=python, flow_run_id=flow_run_id, state=state, cwd=cwd)
                 handle = self._launcher.launch(helper, output=output, marker=marker)
                 printing = partial(self._print, output, offset, print_line) if print_line else None
                 ended = await _finish(handle, timeout, printing)
+            if ended is None:
+                return f"The {kind} hooks did not end within {timeout:g} s and were killed."
+            return _judge(kind, ended, output, offset)
         except (LaunchError, OSError) as error:
             return f"The {kind} hooks could not be run: {error}."
-        if ended is None:
-            return f"The {kind} hooks did not end within {timeout:g} s and were killed."
-        return _judge(kind, ended, output, offset)
 
     async def _print(
         self, output: Path, offset: int, print_line: Callable[[str], None], done: anyio.Event
     ) -> None:
         try:
-            await follow(output, sink=print_line, done=done, offset=offset)
+            await follow(output, sink=print_line, done=done, offset=offset, mask=self._mask)
         except OSError as error:
             self._log.warning("output.unreadable", reason=str(error))
 

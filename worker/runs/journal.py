@@ -162,7 +162,7 @@ class Journal:
                 changes = {attempt: self._entries.get(attempt) for attempt in late} | dict(announced)
                 try:
                     await self._in_thread(partial(self._store, changes))
-                except (OSError, sqlite3.Error) as error:
+                except (OSError, sqlite3.Error, RuntimeError) as error:  # RuntimeError: no thread to be had
                     self._unwritten |= late
                     self._failed(error)
                 else:

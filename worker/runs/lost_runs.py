@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from worker.api.errors import ApiError
 from worker.api.models import FlowRun, StateType
 from worker.processes.process_table import Marker, boot_id, find_leader
 from worker.runs import workspace
@@ -68,7 +69,10 @@ class LostRuns:
         ]
         self._sightings = {run.id: self._sightings.get(run.id) or _sighting(run) for run in ours}
         for run in ours:
-            await self._consider(run)
+            try:
+                await self._consider(run)
+            except ApiError as error:
+                self._log.debug("flow_run.not_considered", flow_run_id=str(run.id), reason=str(error))
         await self._clear_directories()
         return INTERVAL
 
@@ -98,6 +102,8 @@ class LostRuns:
             infrastructure_pid=run.infrastructure_pid,
         )
         alive = await anyio.to_thread.run_sync(find_leader, marker_of(entry)) is not None
+        if run.id in self._services.in_flight:
+            return
         if alive or self._unchanged(run):
             self._log.warning(
                 "flow_run.found",
@@ -121,11 +127,13 @@ class LostRuns:
 def is_ours(run: FlowRun, *, worker_name: str, hostname: str) -> bool:
     """Whether the server has it that this worker started the run, on this machine (PROTOCOL 2.7, 2.8).
 
-    Without a pid the labels alone say so: they are sent first.
+    While it is Pending the labels alone may say so: they are sent first.
     """
     if run.labels.get("prefect.worker.name") != worker_name:
         return False
-    return run.infrastructure_pid is None or run.infrastructure_pid.rpartition(":")[0] == hostname
+    if run.infrastructure_pid is None:
+        return run.state_type is StateType.PENDING
+    return run.infrastructure_pid.rpartition(":")[0] == hostname
 
 
 def _clear(directories: Mapping[Path, UUID]) -> None:

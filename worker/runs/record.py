@@ -102,6 +102,10 @@ class Record:
             )
         )
 
+    async def intends(self, intent: Intent) -> None:
+        """About to end the process, and why."""
+        await self._note(replace(self._entry, intent=intent))
+
     async def placed(self, directory: Path) -> None:
         """The attempt has a directory, in place of one that is gone or was never known."""
         await self._note(replace(self._entry, directory=str(directory)))

@@ -4,7 +4,8 @@
 from then on now and then, for what could not be reported when it was due.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -20,11 +21,10 @@ from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.process import Exit, ProcessHandle
-from worker.processes.process_table import Identity, boot_id, find_leader
+from worker.processes.process_table import Identity, boot_id, find_leader, read_process
 from worker.processes.tree import end_strays
 from worker.runs.adoption import Adoption
 from worker.runs.claims import Standing
-from worker.runs.conclusion import Intent
 from worker.runs.journal import Entry, Phase
 from worker.runs.record import Ended, Record, marker_of
 from worker.runs.reports import Reports
@@ -85,7 +85,7 @@ def decide(*, phase: Phase, alive: bool, began: bool, standing: Standing, age: t
 class Recovery:
     """Settles open entries; one for the daemon's life.
 
-    `executions` is where adopted processes are attended to; `clock` gives wall-clock seconds, `now` the same as a time.
+    `executions` is where adopted processes are attended to, `settling` where everything else is done; `clock` gives wall-clock seconds, `now` the same as a time.
     """
 
     def __init__(
@@ -93,15 +93,17 @@ class Recovery:
         *,
         services: Services,
         executions: TaskGroup,
+        settling: TaskGroup,
         clock: Callable[[], float],
         now: Callable[[], datetime],
     ) -> None:
         self._services = services
         self._executions = executions
+        self._settling = settling
         self._clock = clock
         self._now = now
         self._attended: set[UUID] = set()
-        self._told: set[tuple[UUID, str]] = set()
+        self._troubled: set[UUID] = set()
         self._log = structlog.get_logger()
 
     async def adopt_living(self) -> None:
@@ -110,14 +112,20 @@ class Recovery:
             if entry.phase in {Phase.LAUNCHING, Phase.LAUNCHED}:
                 found = await anyio.to_thread.run_sync(_find, entry)
                 if found.process is not None:
-                    await self._adopt(entry, found.process)
+                    with self._attending_to(entry):
+                        await self._adopt(entry, found.process)
 
     async def settle_once(self) -> float:
         """Settle what nobody attends to; returns the seconds until the next look."""
+        for entry in self._open():
+            self._settling.start_soon(self._settle, entry)
+        return INTERVAL
+
+    async def settle_all(self) -> None:
+        """Settle what nobody attends to, and wait until each has been tried."""
         async with anyio.create_task_group() as settling:
             for entry in self._open():
                 settling.start_soon(self._settle, entry)
-        return INTERVAL
 
     def _open(self) -> list[Entry]:
         """Entries that neither an execution nor an adoption of this daemon is working on."""
@@ -129,14 +137,27 @@ class Recovery:
         ]
 
     async def _settle(self, entry: Entry) -> None:
-        with bound_contextvars(flow_run_id=str(entry.flow_run_id), flow_run=entry.name):
-            self._attended.add(entry.attempt)
-            try:
-                await self._act(entry)
-            except Exception as error:  # noqa: BLE001 - one run's trouble is not the others'; it is tried again
-                self._tell(entry, "flow_run.unsettled", reason=str(error) or type(error).__name__)
-            finally:
-                self._attended.discard(entry.attempt)
+        if entry.attempt in self._attended:
+            return
+        with self._attending_to(entry):
+            await self._act(entry)
+
+    @contextmanager
+    def _attending_to(self, entry: Entry) -> Generator[None]:
+        """Keep others away from the entry; its trouble is told, and it is tried again later."""
+        self._attended.add(entry.attempt)
+        try:
+            with bound_contextvars(flow_run_id=str(entry.flow_run_id), flow_run=entry.name):
+                yield
+        except Exception as error:  # noqa: BLE001 - one run's trouble is not the others'
+            reason = str(error) or type(error).__name__
+            log = self._log.debug if entry.attempt in self._troubled else self._log.warning
+            log("flow_run.unsettled", flow_run_id=str(entry.flow_run_id), reason=reason)
+            self._troubled.add(entry.attempt)
+        else:
+            self._troubled.discard(entry.attempt)
+        finally:
+            self._attended.discard(entry.attempt)
 
     async def _act(self, entry: Entry) -> None:
         found = await anyio.to_thread.run_sync(_find, entry)
@@ -153,7 +174,8 @@ class Recovery:
             standing=standing,
             age=self._now() - entry.since,
         )
-        self._tell(entry, "flow_run.recovered", phase=entry.phase.value, action=action.value)
+        log = self._log.debug if action is Action.WAIT else self._log.info
+        log("flow_run.recovered", phase=entry.phase.value, action=action.value)
         record = Record(self._services.journal, entry)
         reports = Reports(flow_run=_flow_run(entry), record=record, services=self._services)
         match action:
@@ -174,22 +196,22 @@ class Recovery:
         if record.closed and record.entry.directory:
             await Workspace(Path(record.entry.directory)).remove()
 
-    def _tell(self, entry: Entry, event: str, **facts: str) -> None:
-        """Say it once of each attempt: it is tried again and again."""
-        told = (entry.attempt, event)
-        (self._log.debug if told in self._told else self._log.warning)(event, **facts)
-        self._told.add(told)
-
     async def _workspace(self, record: Record) -> Workspace:
-        """The attempt's directory; a new one if it is gone, for the output of its hooks. Raises OSError."""
+        """The attempt's directory; a new one if it is gone, for the output of its hooks; without, if none can be made."""
         entry = record.entry
         if entry.directory and await anyio.Path(entry.directory).is_dir():
             return Workspace(Path(entry.directory))
-        workspace = Workspace.make(self._services.runs_directory, entry.flow_run_id)
+        try:
+            workspace = Workspace.make(self._services.runs_directory, entry.flow_run_id)
+        except OSError as error:
+            self._log.warning("run_directory.missing", reason=str(error))
+            return Workspace(self._services.runs_directory / str(entry.flow_run_id))
         await record.placed(workspace.directory)
         return workspace
 
     async def _adopt(self, entry: Entry, process: Identity) -> None:
+        record = Record(self._services.journal, entry)
+        workspace = await self._workspace(record)
         handle = ProcessHandle.adopt(
             identity=process,
             marker=marker_of(entry),
@@ -198,12 +220,11 @@ class Recovery:
         )
         if handle is None:
             return  # it has ended this moment; the next look settles it
-        record = Record(self._services.journal, entry)
         adoption = Adoption(
             flow_run=_flow_run(entry),
             record=record,
             handle=handle,
-            workspace=await self._workspace(record),
+            workspace=workspace,
             services=self._services,
         )
         await self._executions.start(adoption.run)
@@ -212,9 +233,9 @@ class Recovery:
         await end_strays(marker_of(entry))
         if entry.exit is None:
             now = self._clock()
-            exit_ = Exit(code=None, signal=None, max_rss_bytes=None, started=entry.started or now, ended=now)
+            exit_ = Exit(code=None, signal=None, max_rss_bytes=None, started=now, ended=now)
             await record.exited(
-                Ended(exit=exit_, intent=Intent.NONE, infrastructure_pid=entry.infrastructure_pid),
+                Ended(exit=exit_, intent=entry.intent, infrastructure_pid=entry.infrastructure_pid),
                 concluded=None,
             )
         await reports.exited(await self._workspace(record))
@@ -224,14 +245,19 @@ def _find(entry: Entry) -> Found:
     """Look on this machine for what the entry tells of. In a thread: it reads the process table."""
     if entry.phase is Phase.CLAIMING:
         return Found(process=None, began=False)
-    same_boot = entry.boot == boot_id()
-    process = find_leader(marker_of(entry)) if same_boot and entry.phase is not Phase.EXITED else None
-    if entry.process is not None and process != entry.process:
-        process = None  # what carries the marker outlived its leader; it is ended with it
+    process = None
+    if entry.phase is not Phase.EXITED and entry.boot == boot_id():
+        process = _still(entry.process) if entry.process is not None else find_leader(marker_of(entry))
     began = process is not None or entry.phase is not Phase.LAUNCHING
     if not began and entry.directory:
         began = Workspace(Path(entry.directory)).output.exists()
     return Found(process=process, began=began)
+
+
+def _still(process: Identity) -> Identity | None:
+    """The process, if it is alive; its environment may hide the mark by now (sudo, env -i), its identity cannot."""
+    info = read_process(process.pid)
+    return process if info is not None and info.identity == process and not info.dead else None
 
 
 def _flow_run(entry: Entry) -> FlowRun:

@@ -15,12 +15,14 @@ import structlog
 from worker.api.errors import NotFound, ServerFault
 from worker.api.models import FlowRun, StateType
 from worker.processes.control_messages import Disposition, Receipt
+from worker.processes.control_messages import Intent as ControlIntent
 from worker.processes.launcher import LaunchSpec
 from worker.processes.output import tail
 from worker.processes.process import Exit
 from worker.runs.claims import Standing, last_claim
-from worker.runs.conclusion import Attempt, Outcome, ServerRun, Verdict, conclude
+from worker.runs.conclusion import Attempt, Intent, Outcome, ServerRun, Verdict, conclude
 from worker.runs.hook_duty import HookDuty
+from worker.runs.journal import Phase
 from worker.runs.outbox import RunLog
 from worker.runs.record import Ended, Record
 from worker.runs.services import Services
@@ -56,6 +58,7 @@ class Reports:
         self._spec: LaunchSpec | None = None
         self._engine_spoke = False
         self._hurried = False
+        self._began = False
         self._run_log = RunLog(flow_run.id, services.outbox)
         self._log = structlog.get_logger()
 
@@ -68,14 +71,12 @@ class Reports:
             seconds=round(ended.exit.ended - ended.exit.started, 3),
             max_rss_bytes=ended.exit.max_rss_bytes,
         )
-        word = await self._services.control.finish(launched.token) if launched.token else None
-        reported = isinstance(word, Receipt) and word.disposition is Disposition.STATE_REPORTED
-        # The engine's own word that it has reported how the attempt ended (PROTOCOL 4.4).
-        concluded = (word.state_name or "over") if isinstance(word, Receipt) and reported else None
-        self._engine_spoke = isinstance(word, Receipt)
-        self._spec = launched.spec
-        self._hurried = limit is not None
-        await self.record.exited(ended, concluded=concluded)
+        with anyio.CancelScope(shield=True):
+            word = await self._services.control.finish(launched.token) if launched.token else None
+            self._engine_spoke = isinstance(word, Receipt)
+            self._spec = launched.spec
+            self._hurried = limit is not None
+            await self.record.exited(ended, concluded=_concluded(word, ended.intent))
         with anyio.move_on_after(limit) as scope:
             await self.exited(launched.workspace)
         if scope.cancelled_caught:
@@ -137,6 +138,10 @@ class Reports:
         self._log.error("flow_run.error", reason=str(error), exc_info=error)
         if not claimed:
             return
+        if self.record.entry.phase is Phase.EXITED:
+            # The true reason is on record; recovery reports it.
+            self.unreported(str(error))
+            return
         message = f"The worker failed while handling the run: {type(error).__name__}: {error}"
         try:
             await self._last_words(partial(self._crashed, message))
@@ -151,6 +156,8 @@ class Reports:
         try:
             await call()
         except anyio.get_cancelled_exc_class():
+            if self._hurried:
+                raise  # it was shielded already, and had its time
             with anyio.move_on_after(FINAL_REPORT_LIMIT, shield=True) as scope:
                 await call()
             if scope.cancelled_caught:
@@ -193,7 +200,7 @@ class Reports:
             await self._settled(Outcome(Verdict.SETTLED, "the run has already ended"))
 
     async def _run_hooks(self, outcome: Outcome, workspace: Workspace | None) -> None:
-        if workspace is not None:
+        if workspace is not None and self._began:
             await self._hook_duty.fulfil(
                 outcome,
                 workspace,
@@ -250,11 +257,13 @@ class Reports:
         entry = self.record.entry
         if entry.concluded is not None:
             return Outcome(Verdict.SETTLED, f"the run is {entry.concluded}")
+        server = await self._ask()
+        self._began = server is not None and server.state_type is not StateType.PENDING
         outcome = conclude(
             ended=exit_,
             intent=entry.intent,
             attempt=Attempt(transition_id=entry.attempt, infrastructure_pid=entry.infrastructure_pid),
-            server=await self._ask(),
+            server=server,
             evidence=entry.evidence,
         )
         if outcome.verdict is not Verdict.SETTLED and entry.infrastructure_pid is None:
@@ -277,7 +286,11 @@ class Reports:
         return server is not None and server.state_type is StateType.CANCELLING
 
     def _show_last_output(self, output: Path, exit_: Exit) -> None:
-        lines = tail(output, max_bytes=TAIL_BYTES, max_lines=TAIL_LINES)
+        try:
+            lines = tail(output, max_bytes=TAIL_BYTES, max_lines=TAIL_LINES, mask=self._services.mask)
+        except OSError as error:
+            self._log.warning("output.unreadable", reason=str(error))
+            return
         if lines:
             text = "\n".join(lines).replace("\0", "\N{REPLACEMENT CHARACTER}")
             self._run_log.error(f"The process ended with {exit_.describe()}. Its last output:\n{text}")
@@ -286,3 +299,15 @@ class Reports:
         level = self._log.warning if outcome.verdict is Verdict.CRASHED else self._log.info
         level("flow_run.reported", outcome=outcome.verdict.value, reason=outcome.message)
         await self.record.close()
+
+
+def _concluded(word: ControlIntent | Receipt | None, intent: Intent) -> str | None:
+    """The state that the engine itself says it has reported (PROTOCOL 4.4), if that settles the attempt.
+
+    An engine that was ended by us and did not hear why reports a crash, which is not what was asked for.
+    """
+    if not isinstance(word, Receipt) or word.disposition is not Disposition.STATE_REPORTED:
+        return None
+    if word.state_type == StateType.CRASHED.value and intent in {Intent.CANCEL, Intent.RESCHEDULE}:
+        return None
+    return word.state_name or "over"

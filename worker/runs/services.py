@@ -9,6 +9,8 @@ from worker.api.client import PrefectClient
 from worker.api.models import FlowRun
 from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
+from worker.processes.output import Mask
+from worker.runs.claim_gate import ClaimGate
 from worker.runs.claims import Claims
 from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
@@ -34,6 +36,7 @@ class Services:
     launcher: Launcher
     control: ControlChannel
     journal: Journal
+    gate: ClaimGate
     stopping: Stopping
     in_flight: InFlight
     outbox: Outbox
@@ -47,3 +50,4 @@ class Services:
     kill_grace: float
     output_limit: int
     print_output: Callable[[FlowRun, str], None]
+    mask: Mask

@@ -62,8 +62,11 @@ class Launched:
 class Supervision:
     """Watches one process; made when it is launched, done when it and all it left behind are gone."""
 
-    def __init__(self, *, launched: Launched, services: Services, cancel_requested: anyio.Event) -> None:
+    def __init__(
+        self, *, launched: Launched, record: Record, services: Services, cancel_requested: anyio.Event
+    ) -> None:
         self._launched = launched
+        self._record = record
         self._services = services
         self._cancel_requested = cancel_requested
         self._log = structlog.get_logger()
@@ -92,7 +95,7 @@ class Supervision:
     async def stop(self, how: Stop) -> Ended:
         """End the process because the daemon is ending; one that has ended by itself is left with its own reason."""
         if self._intent is Intent.NONE and self._launched.handle.alive():
-            self._intent = Intent.RESCHEDULE if how is Stop.RESCHEDULE else Intent.STOP
+            await self._intend(Intent.RESCHEDULE if how is Stop.RESCHEDULE else Intent.STOP)
             if how is Stop.RESCHEDULE:
                 result = await self._tell(ControlIntent.RESCHEDULE)
                 self._log.info("flow_run.rescheduling", engine=result.value)
@@ -101,14 +104,19 @@ class Supervision:
         await self._sweep()
         return self._ended(exit_)
 
-    async def relinquish(self, record: Record) -> None:
+    async def _intend(self, intent: Intent) -> None:
+        """Note why the process is ended before it is: whoever finds it ended must know."""
+        self._intent = intent
+        await self._record.intends(intent)
+
+    async def relinquish(self) -> None:
         """Leave the process to the next daemon.
 
         An engine that is told so keeps it in mind: a SIGTERM that the next daemon sends later, without a channel on which
         to say why, is then not taken for a crash.
         """
         if await self._tell(ControlIntent.RELINQUISH) is IntentResult.ACKNOWLEDGED:
-            await record.relinquished()
+            await self._record.relinquished()
         self._launched.handle.close()
 
     def _ended(self, exit_: Exit) -> Ended:
@@ -148,8 +156,9 @@ class Supervision:
                 done=done,
                 offset=workspace.delivered(),
                 delivered=workspace.note_delivered,
+                mask=self._services.mask,
             )
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - trouble with the output must not end the flow
             self._log.warning("output.unreadable", reason=str(error))
 
     async def _bound_output(self, done: anyio.Event) -> None:
@@ -157,7 +166,7 @@ class Supervision:
         limit = self._services.output_limit
         try:
             dropped = await bound(self._launched.workspace.output, limit=limit, done=done)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - same
             self._log.warning("output.unbounded", reason=str(error))
             return
         if dropped:
@@ -171,7 +180,7 @@ class Supervision:
         """Cancel through the control channel, so that the engine runs its hooks; then end the process."""
         await self._cancel_requested.wait()
         began = anyio.current_time()
-        self._intent = Intent.CANCEL
+        await self._intend(Intent.CANCEL)
         result = await self._tell(ControlIntent.CANCEL)
         self._log.info("flow_run.cancelling", engine=result.value)
         if result is IntentResult.ALREADY_CONCLUDED:

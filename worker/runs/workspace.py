@@ -4,20 +4,25 @@ In each are `work` (a fresh working directory), `output`, and `delivered` (how m
 Owns making, finding and removing them. A flow may do anything to its own directory, so removing it is done with care.
 """
 
+import errno
 import os
 import re
-import shutil
 import stat
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import anyio.to_thread
 import structlog
 
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# While the machine is short of something no run can start, so holding the slot for these seconds costs nothing.
+_TRIES = 10
+_PAUSE = 1.0
+# A flow may have put a pipe or a link in a file's place: neither waited for nor followed.
+_CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-\w+")
 
 
@@ -52,14 +57,22 @@ class Workspace:
     def delivered(self) -> int:
         """The offset of the output up to which a daemon has passed it on."""
         try:
-            return int(self._delivered.read_text(encoding="ascii"))
+            descriptor = os.open(self._delivered, os.O_RDONLY | _CAREFULLY)
+            try:
+                return int(os.read(descriptor, 32))
+            finally:
+                os.close(descriptor)
         except (OSError, ValueError):
             return 0
 
     def note_delivered(self, offset: int) -> None:
         """Keep the offset for the next daemon; on a full disk that one repeats some lines."""
         with suppress(OSError):
-            self._delivered.write_text(str(offset), encoding="ascii")
+            descriptor = os.open(self._delivered, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _CAREFULLY, 0o600)
+            try:
+                os.write(descriptor, str(offset).encode("ascii"))
+            finally:
+                os.close(descriptor)
 
     @property
     def _delivered(self) -> Path:
@@ -68,19 +81,29 @@ class Workspace:
     async def remove(self) -> None:
         """Remove all of it; what cannot be removed is told and left."""
         with anyio.CancelScope(shield=True):
+            for _ in range(_TRIES):
+                if await anyio.to_thread.run_sync(partial(remove, self.directory, final=False)):
+                    return
+                await anyio.sleep(_PAUSE)
             await anyio.to_thread.run_sync(remove, self.directory)
 
 
-def remove(directory: Path) -> None:
-    """Remove a directory tree, whatever permissions a flow gave its directories."""
+def remove(directory: Path, *, final: bool = True) -> bool:
+    """Remove a directory tree, whatever permissions a flow gave its directories; says whether there is no more to do.
+
+    What only a shortage of the machine's keeps from being removed is told if this is the `final` try.
+    """
     try:
-        shutil.rmtree(directory, onerror=_permit_and_retry)
+        _remove_tree(directory)
     except FileNotFoundError:
-        return
+        return True
     except OSError as error:
+        if error.errno in _SHORTAGES and not final:
+            return False
         structlog.get_logger().warning(
             "run_directory.left_behind", directory=str(directory), reason=str(error)
         )
+    return True
 
 
 def all_in(runs: Path) -> dict[Path, UUID]:
@@ -92,23 +115,36 @@ def all_in(runs: Path) -> dict[Path, UUID]:
     return {directory: UUID(match[1]) for directory in found if (match := _NAME.fullmatch(directory.name))}
 
 
-def _permit_and_retry(function: Callable[..., Any], path: str, info: Any) -> None:
-    """Grant ourselves what is missing on the directory or its parent, and try once more."""
-    error: BaseException = info[1]
-    if isinstance(error, FileNotFoundError):
+def _remove_tree(top: Path) -> None:
+    """Remove it with one descriptor and no recursion, whatever its depth: nested directories are put side by side first.
+
+    `shutil.rmtree` calls itself, and keeps a descriptor open, for every level; a flow may nest thousands.
+    """
+    if not stat.S_ISDIR(top.lstat().st_mode):
+        top.unlink()
         return
-    if not isinstance(error, PermissionError) or not (_permit(os.path.dirname(path)) | _permit(path)):  # noqa: PTH120 - same below
-        raise error
-    if function in {os.unlink, os.rmdir}:
-        function(path)
-    else:
-        shutil.rmtree(path, onerror=_permit_and_retry)
+    _permit(top)
+    level = [top]
+    while level:
+        below: list[Path] = []
+        for directory in level:
+            with os.scandir(directory) as found:
+                entries = list(found)
+            for entry in entries:
+                path = Path(entry.path)
+                if not entry.is_dir(follow_symlinks=False):
+                    path.unlink()
+                    continue
+                _permit(path)  # rename(2): a directory must be writable to be moved
+                below.append(path.rename(top / uuid4().hex))
+            if directory != top:
+                directory.rmdir()
+        level = below
+    top.rmdir()
 
 
-def _permit(path: str) -> bool:
-    """Whether this was a directory that we may not have had all rights to, and now have."""
-    mode = os.lstat(path).st_mode
-    if not stat.S_ISDIR(mode) or mode & stat.S_IRWXU == stat.S_IRWXU:
-        return False
-    os.chmod(path, stat.S_IMODE(mode) | stat.S_IRWXU)  # noqa: PTH101 - rmtree deals in text
-    return True
+def _permit(directory: Path) -> None:
+    """Give ourselves all rights to a directory."""
+    mode = stat.S_IMODE(directory.lstat().st_mode)
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        directory.chmod(mode | stat.S_IRWXU)
