@@ -22,16 +22,19 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check chaos clean
+.PHONY: help venv demo test test-long check chaos clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## See real flow runs, job variables from every layer, on a real Prefect server (KEEP=1 leaves it up)
 	@$(BIN)/python examples/demo.py $(if $(filter-out 0 no false,$(KEEP)),--keep)
 
 test: $(STAMP) ## Run the whole test suite: unit, server, parity, faults (ARGS='...' goes to pytest)
-	$(BIN)/python -m pytest -m "not ui" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not ui and not long" -n 2 --dist loadfile $(ARGS)
+
+test-long: $(STAMP) ## Run the tests that take minutes: outages, shortages, deletions (CI runs them, too)
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile $(ARGS)
 
 RUNS ?= 60
 KILLS ?= 15

@@ -22,7 +22,7 @@ from tests.support.isolation import Jobs, assert_all_is_free
 from tests.support.server import PrefectServer
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 SLOTS = 2
 

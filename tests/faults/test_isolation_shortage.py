@@ -21,7 +21,7 @@ from tests.support.isolation import Jobs, assert_all_is_free, resident, unprivil
 from tests.support.server import PrefectServer
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 SLOTS = 2
 # Generous: what the daemon may grow by while its runs write 400 MB.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 from contextlib import closing
@@ -29,9 +30,12 @@ def kill(worker: Worker) -> None:
     worker.wait_exit()
 
 
-def lose_journal(worker: Worker) -> None:
-    for file in worker.journal.parent.glob("journal.db*"):
+def lose_journal(worker: Worker, *, directories: bool) -> None:
+    state = worker.journal.parent
+    for file in state.glob("journal.db*"):
         file.unlink()
+    if directories:
+        shutil.rmtree(state / "runs")
 
 
 def running(api: PrefectApi, jobs: BareJobs, worker: Worker, *, gated: bool = True) -> tuple[str, int]:
@@ -44,15 +48,16 @@ def running(api: PrefectApi, jobs: BareJobs, worker: Worker, *, gated: bool = Tr
     return run, int(worker.wait_for_event("flow_run.launched", flow_run_id=run)["pid"])
 
 
+@pytest.mark.parametrize("directories", [False, True], ids=["journal", "whole state directory"])
 def test_runs_of_a_lost_journal_are_found_on_the_server(
-    api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker
+    api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker, *, directories: bool
 ) -> None:
     first = daemon(pool=pool)
     living, _ = running(api, jobs, first)
     dead, pid = running(api, jobs, first)
     kill(first)
     os.kill(pid, signal.SIGKILL)
-    lose_journal(first)
+    lose_journal(first, directories=directories)
     second = daemon(pool=pool, successor_of=first, program="tests.support.hasty_daemon", env=HASTY)
     second.wait_for_event("flow_run.adopted", flow_run_id=living)
     assert api.wait_for_final(dead)["state_type"] == "CRASHED", api.story(dead)
@@ -100,7 +105,7 @@ def test_an_end_that_could_not_be_reported_is_reported_by_the_next_daemon(
 ) -> None:
     with outage_proxy(prefect_server.api_url) as proxy:
         through = {"PREFECT_API_URL": proxy.api_url}
-        first = daemon(pool=pool, env=through)
+        first = daemon(pool=pool, program="tests.support.hasty_daemon", env=through | HASTY)
         run, pid = running(api, jobs, first)
         proxy.switch(Mode.REFUSE)
         os.kill(pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ from tests.support.outages import LASTING, TOLD, Case, Outage, Run, in_step, out
 from tests.support.proxy_modes import Mode
 from tests.support.server import PrefectServer
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 REFUSED = "ConnectError: Connection refused"
 CUT = "Connection reset by peer|RemoteProtocolError|ReadError"

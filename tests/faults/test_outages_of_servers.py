@@ -21,7 +21,7 @@ from tests.support.proxy_modes import Mode
 from tests.support.server import PrefectServer, running_server
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 CSRF = {
     "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",

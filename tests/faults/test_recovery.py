@@ -14,6 +14,7 @@ from tests.support.bare_jobs import BareJobs
 from tests.support.daemons import StartWorker, Worker
 from tests.support.project import Project
 from tests.support.wait import wait_for
+from worker.processes.process_table import Marker, carries
 from worker.runs.journal import Phase
 
 pytestmark = pytest.mark.timeout(300)
@@ -143,6 +144,24 @@ def test_an_adopted_run_can_be_cancelled(
     api.cancel(run)
     # Its engine has lost the channel on which it would be told why it is ended, and first takes it for a crash.
     api.wait_for_state(run, "CANCELLED")
+
+
+def test_a_process_that_hides_its_mark_is_adopted_by_its_pid(
+    api: PrefectApi, project: Project, pool: str, daemon: StartWorker
+) -> None:
+    run = project.run(job_variables={"command": "env -i sleep 600"})
+    first = daemon(pool=pool)
+    pid = first.wait_for_event("flow_run.launched", flow_run_id=run)["pid"]
+    wait_for(
+        lambda: not carries(pid, Marker("PREFECT__FLOW_RUN_ID", run)), description="env has replaced itself"
+    )
+    wait_for(lambda: '"launched"' in "".join(leaks.entries(first.journal)), description="its pid on record")
+    killed(first)
+    second = daemon(pool=pool, successor_of=first)
+    assert second.wait_for_event("flow_run.adopted", flow_run_id=run)["pid"] == pid
+    api.cancel(run)
+    assert api.wait_for_final(run)["state_type"] == "CANCELLED", api.story(run)
+    assert not psutil.pid_exists(pid)
 
 
 def test_detached_runs_go_on_and_are_adopted(

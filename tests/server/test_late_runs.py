@@ -115,6 +115,7 @@ def test_every_schedule_of_a_deployment_keeps_its_latest_run(
     assert executions(project) == Counter(ids)
 
 
+@pytest.mark.long
 def test_a_deployment_at_its_concurrency_limit_runs_the_latest_only(
     api: PrefectApi, pool: str, project: Project, daemon: StartWorker
 ) -> None:
