@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.processes import Launches
 from tests.support.wait import wait_until
-from worker.processes.output import bound, follow, tail
+from worker.processes.output import follow, tail
+from worker.processes.output_limit import bound
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
@@ -28,7 +29,8 @@ import json, os, sys
 from pathlib import Path
 import anyio
 from worker.processes.launcher import Launcher, LaunchSpec
-from worker.processes.output import bound, follow, punch_hole, tail
+from worker.processes.output import follow, tail
+from worker.processes.output_limit import bound, punch_hole
 
 output, limit, *argv = sys.argv[1:]
 output, limit = Path(output), int(limit)

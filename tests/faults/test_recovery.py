@@ -15,7 +15,7 @@ from tests.support.daemons import StartWorker, Worker
 from tests.support.project import Project
 from tests.support.wait import wait_for
 from worker.processes.process_table import Marker, carries
-from worker.runs.journal import Phase
+from worker.runs.journal_entry import Phase
 
 pytestmark = pytest.mark.timeout(300)
 

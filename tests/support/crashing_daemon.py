@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from worker import cli
-from worker.runs.journal import Entry, Journal
+from worker.runs.journal import Journal
+from worker.runs.journal_entry import Entry
 
 
 def signal_at(number: int, when: str, names: Sequence[str]) -> None:

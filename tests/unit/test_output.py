@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tests.support.leaks import open_descriptors
 from tests.support.wait import wait_until
-from worker.processes.output import LONGEST_LINE, LineSplitter, bound, follow, next_interval, punch_hole, tail
+from worker.processes.output import LONGEST_LINE, LineSplitter, follow, tail
+from worker.processes.output_limit import bound, next_interval, punch_hole
 
 pytestmark = pytest.mark.anyio
 

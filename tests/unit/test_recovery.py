@@ -6,7 +6,7 @@ import pytest
 
 from worker.api.models import FlowRun
 from worker.runs.claims import Standing
-from worker.runs.journal import Phase
+from worker.runs.journal_entry import Phase
 from worker.runs.lost_runs import is_ours
 from worker.runs.recovery import CLAIM_SETTLES, Action, decide
 

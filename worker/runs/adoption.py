@@ -9,7 +9,7 @@ from worker.api.models import FlowRun
 from worker.processes.evidence import read_memory_evidence
 from worker.processes.process import ProcessHandle
 from worker.runs.attendance import attend
-from worker.runs.journal import Phase
+from worker.runs.journal_entry import Phase
 from worker.runs.record import Record
 from worker.runs.reports import Reports
 from worker.runs.services import Services

@@ -11,9 +11,7 @@ that was lost or damaged under a running daemon is written anew.
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +22,7 @@ import anyio.to_thread
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from worker.processes.process import Exit
-from worker.processes.process_table import Identity
-from worker.runs.conclusion import Intent
+from worker.runs.journal_entry import Entry
 
 CHECK_INTERVAL = 5.0
 FORMAT = 1
@@ -36,49 +32,6 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS attempts (attempt TEXT PRIMARY KEY, flow_run TEXT, phase TEXT, entry TEXT);
 CREATE TABLE IF NOT EXISTS checked (at TEXT);
 """
-
-
-class Phase(StrEnum):
-    """How far an attempt has come; written before the step it names, but for `LAUNCHED` and `EXITED`, which tell facts."""
-
-    CLAIMING = "claiming"
-    LAUNCHING = "launching"
-    LAUNCHED = "launched"
-    EXITED = "exited"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One attempt at one flow run, from before its claim until its outcome is on the server. Holds no secret.
-
-    `attempt` is the claim's transition id, and the value of the marker that the attempt's processes carry.
-    `state_id` and `due` are those the run was polled with; `since` is when it was claimed. `boot` tells of which
-    boot of the machine `process` is. `concluded` is the state that the engine itself said it had reported, `evidence` what speaks for a
-    lack of memory as the cause of the end. `engine`: the process is Prefect's engine, which takes a SIGTERM for a crash,
-    unless `relinquished`: it was told that another daemon will attend to it. Hooks that have `hooks_begun` are not
-    begun again.
-    """
-
-    attempt: UUID
-    flow_run_id: UUID
-    name: str
-    since: datetime
-    phase: Phase = Phase.CLAIMING
-    state_id: UUID | None = None
-    due: datetime | None = None
-    directory: str | None = None
-    stream_output: bool = True
-    boot: str | None = None
-    process: Identity | None = None
-    started: float | None = None
-    infrastructure_pid: str | None = None
-    exit: Exit | None = None
-    intent: Intent = Intent.NONE
-    concluded: str | None = None
-    evidence: str | None = None
-    engine: bool = True
-    relinquished: bool = False
-    hooks_begun: bool = False
 
 
 class JournalTooNewError(Exception):

@@ -20,7 +20,7 @@ from worker.api.models import FlowRun, StateType
 from worker.processes.process_table import Marker, boot_id, find_leader
 from worker.runs import workspace
 from worker.runs.claims import last_claim
-from worker.runs.journal import Entry, Phase
+from worker.runs.journal_entry import Entry, Phase
 from worker.runs.launch_spec import FLOW_RUN_ID
 from worker.runs.record import marker_of
 from worker.runs.services import Services

@@ -14,7 +14,8 @@ from worker.processes.launcher import EXECUTION_ID
 from worker.processes.process import Exit, ProcessHandle
 from worker.processes.process_table import Identity, Marker, boot_id
 from worker.runs.conclusion import Intent
-from worker.runs.journal import Entry, Journal, Phase
+from worker.runs.journal import Journal
+from worker.runs.journal_entry import Entry, Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from worker.processes.process_table import Identity, boot_id, find_leader, read_
 from worker.processes.tree import end_strays
 from worker.runs.adoption import Adoption
 from worker.runs.claims import Standing
-from worker.runs.journal import Entry, Phase
+from worker.runs.journal_entry import Entry, Phase
 from worker.runs.record import Ended, Record, marker_of
 from worker.runs.reports import Reports
 from worker.runs.services import Services

@@ -7,12 +7,12 @@ closed here, and only when the server has the outcome: what could not be reporte
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, assert_never
+from typing import assert_never
 
 import anyio
 import structlog
 
-from worker.api.errors import NotFound, ServerFault
+from worker.api.errors import NotFound
 from worker.api.models import FlowRun, StateType
 from worker.processes.control_messages import Disposition, Receipt
 from worker.processes.control_messages import Intent as ControlIntent
@@ -22,7 +22,8 @@ from worker.processes.process import Exit
 from worker.runs.claims import Standing, last_claim
 from worker.runs.conclusion import Attempt, Intent, Outcome, ServerRun, Verdict, conclude
 from worker.runs.hook_duty import HookDuty
-from worker.runs.journal import Phase
+from worker.runs.insisting import insist
+from worker.runs.journal_entry import Phase
 from worker.runs.outbox import RunLog
 from worker.runs.record import Ended, Record
 from worker.runs.services import Services
@@ -31,16 +32,9 @@ from worker.runs.workspace import Workspace
 
 TAIL_LINES = 20
 TAIL_BYTES = 16 * 1024
-# How long a server that answers with faults is asked again for the last word about a run, in seconds.
-PATIENCE = 300.0
-FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 30.0
 # How long the last words about a run may take once the daemon was told to end at once, in seconds.
 FINAL_REPORT_LIMIT = 30.0
 BEFORE_START = "Flow run was cancelled before execution started."
-
-
-T = TypeVar("T")
 
 
 class Reports:
@@ -189,7 +183,7 @@ class Reports:
         `workspace` is that of a process that was started: then its hooks may be due.
         """
         outcome = Outcome(Verdict.CRASHED, message)
-        if await self._insist(partial(self._services.states.crash, self._flow_run.id, message)):
+        if await insist(partial(self._services.states.crash, self._flow_run.id, message)):
             self._run_log.info(f"Reported flow run '{self._flow_run.id}' as crashed: {message}")
             await self._run_hooks(outcome, workspace)
             await self._settled(outcome)
@@ -210,14 +204,14 @@ class Reports:
             )
 
     async def _cancelled(self, message: str, *, force: bool = False) -> None:
-        if await self._insist(partial(self._services.states.cancel, self._flow_run.id, message, force=force)):
+        if await insist(partial(self._services.states.cancel, self._flow_run.id, message, force=force)):
             await self._settled(Outcome(Verdict.CANCELLED, message))
         else:
             await self._settled(Outcome(Verdict.SETTLED, "the run has already ended"))
 
     async def _rescheduled(self, message: str) -> None:
         reschedule = partial(self._services.states.reschedule, self._flow_run.id, message)
-        if await self._insist(partial(reschedule, due=self._services.now())):
+        if await insist(partial(reschedule, due=self._services.now())):
             await self._settled(Outcome(Verdict.RESCHEDULED, message))
         elif await self._is_cancelling():
             await self._cancelled(message)
@@ -227,31 +221,13 @@ class Reports:
     async def _given_back(self, message: str) -> None:
         due = self.record.entry.due or self._services.now()
         give_back = partial(self._services.states.give_back, self._flow_run.id, message, due=due)
-        if await self._insist(give_back):
+        if await insist(give_back):
             self._log.warning("flow_run.given_back", reason=message)
             await self.record.close()
         elif await self._is_cancelling():
             await self._cancelled(BEFORE_START)
         else:
             await self._settled(Outcome(Verdict.SETTLED, "the run is not ours any more"))
-
-    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Ask until the server gives a sound answer, for `PATIENCE` seconds at least.
-
-        The client has waited out what is transient; what is left are answers such as 500. The last word about a run is
-        worth some tries more, but a run that the server cannot even read must not hold its slot for ever.
-        """
-        deadline = anyio.current_time() + PATIENCE
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return await call()
-            except ServerFault as error:
-                if anyio.current_time() >= deadline:
-                    raise
-                self._log.debug("flow_run.report_retried", reason=str(error), pause=pause)
-            await anyio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _conclude(self, exit_: Exit) -> Outcome:
         entry = self.record.entry
@@ -275,9 +251,7 @@ class Reports:
 
     async def _ask(self) -> ServerRun | None:
         try:
-            return ServerRun.of(
-                await self._insist(partial(self._services.client.read_flow_run, self._flow_run.id))
-            )
+            return ServerRun.of(await insist(partial(self._services.client.read_flow_run, self._flow_run.id)))
         except NotFound:
             return None
 

@@ -20,7 +20,8 @@ from worker.processes.evidence import (
     read_memory_evidence,
 )
 from worker.processes.launcher import LaunchSpec
-from worker.processes.output import bound, follow
+from worker.processes.output import follow
+from worker.processes.output_limit import bound
 from worker.processes.process import Exit, ProcessHandle
 from worker.runs.conclusion import Intent
 from worker.runs.outbox import RunLog
