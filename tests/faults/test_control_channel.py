@@ -388,6 +388,7 @@ async def test_prefects_engine_takes_an_intent(launches: Launches, intent: Inten
         token = channel.register("run")
         handle = launches.python(ENGINE, "waits", env=engine_environment(channel, token, launches.directory))
         await wait_until(lambda: channel.connected(token), description="the engine's connection")
+        await wait_until(lambda: launches.lines() == ["armed"], description="the word of the engine")
         assert await channel.send_intent(token, intent, timeout=30) is IntentResult.ACKNOWLEDGED
         await handle.stop(grace=60)
         assert (await handle.wait()).code == 0

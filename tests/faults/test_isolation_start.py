@@ -22,7 +22,7 @@ from tests.support.isolation import (
 )
 from tests.support.server import PrefectServer
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 SLOTS = 2
 # For all runs of the table together, in seconds.

@@ -98,6 +98,7 @@ def test_the_latest_run_is_found_where_an_answer_is_cut_off_and_after_it_has_bee
     assert executions(project) == Counter([latest["id"]])
 
 
+@pytest.mark.long
 def test_every_schedule_of_a_deployment_keeps_its_latest_run(
     api: PrefectApi, pool: str, project: Project, daemon: StartWorker
 ) -> None:

@@ -164,6 +164,7 @@ async def test_credentials_are_sent_and_wrong_ones_are_told_once_and_tried_rarel
         assert "wrong" not in json.dumps(refused.logs)
 
 
+@pytest.mark.long
 async def test_a_server_that_restarts_is_heard_again_without_anyone_noticing(
     start_prefect_server: StartServer,
 ) -> None:
