@@ -20,6 +20,7 @@ from worker.api.client import PrefectClient
 from worker.api.events import FLOW_RUN_CANCELLING, EventStream
 from worker.api.models import FlowRun
 from worker.processes.control import ControlChannel
+from worker.processes.forkserver import ForkServer
 from worker.processes.launcher import Launcher
 from worker.processes.output import Mask
 from worker.processes.tree import OrphanReaper
@@ -31,12 +32,14 @@ from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
 from worker.runs.job_variables import JobVariablesMode
 from worker.runs.journal import Journal
+from worker.runs.launch_spec import child_environment
 from worker.runs.lost_runs import LostRuns
 from worker.runs.outbox import Outbox
 from worker.runs.poller import Poller
 from worker.runs.preparation import Preparation
 from worker.runs.recovery import Recovery
 from worker.runs.services import Services
+from worker.runs.start_method import Starter, StartMethod
 from worker.runs.states import States
 from worker.runs.stopping import Stopping
 from worker.runs.wake import Wake
@@ -87,6 +90,8 @@ class Parts:
     push: EventStream
     outbox: Outbox
     launcher: Launcher
+    forkserver: ForkServer | None
+    forkserver_wake: Wake
     in_flight: InFlight
     freed: Wake
     events: WorkerEvents
@@ -110,11 +115,35 @@ def assemble(
     *,
     executions: TaskGroup,
     attending: TaskGroup,
+    subreaper: bool,
 ) -> Parts:
-    """Make all parts. Executions are started in `executions`, what outlives them in `attending`; the caller enters both."""
+    """Make all parts. Executions are started in `executions`, what outlives them in `attending`; the caller enters both.
+
+    `subreaper`: orphaned descendants become our children, without which nothing can be started warm.
+    """
     freed = Wake()
     in_flight = InFlight(limit=options.limit, freed=freed)
     launcher = Launcher()
+    forkserver_wake = Wake()
+    forkserver, why_cold = None, "the start method is cold"
+    if StartMethod(settings.headrace.start_method) is StartMethod.WARM:
+        why_cold = "this system cannot hand an orphaned process to the daemon"
+    if StartMethod(settings.headrace.start_method) is StartMethod.WARM and subreaper:
+        forkserver = ForkServer(
+            python=options.python,
+            environment=child_environment(
+                worker_environment=options.environment,
+                settings=settings.child_environment,
+                attributed={},
+                job={},
+                protected={},
+                command_configured=False,
+            ),
+            preload=settings.headrace.preload,
+            log=options.state.path / "forkserver.log",
+            launcher=launcher,
+            wake=forkserver_wake.set,
+        )
     journal = Journal(options.state.journal, now=utc_now)
     stopping = Stopping()
     outbox = Outbox(
@@ -157,6 +186,7 @@ def assemble(
             hide=options.hide,
         ),
         launcher=launcher,
+        starter=Starter(launcher=launcher, forkserver=forkserver, why_cold=why_cold),
         control=control,
         journal=journal,
         gate=gate,
@@ -213,6 +243,8 @@ def assemble(
         cancellations=cancellations,
         outbox=outbox,
         launcher=launcher,
+        forkserver=forkserver,
+        forkserver_wake=forkserver_wake,
         in_flight=in_flight,
         freed=freed,
         events=events,

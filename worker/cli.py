@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from worker import __version__
+from worker.lean_imports import lean_imports
 
 EXIT_CONFIGURATION = 1
 EXIT_USAGE = 2
@@ -157,6 +158,27 @@ def _start_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="how much of one run's output is kept on disk, such as 64MiB (default: 100MiB)",
     )
+    ours.add_argument(
+        "--start-method",
+        choices=["warm", "cold"],
+        help="warm: fork flows from a process that has imported Prefect; cold: a fresh interpreter for each (default: warm)",
+    )
+    ours.add_argument(
+        "--preload",
+        action="append",
+        metavar="MODULE",
+        help="a module that is imported once, for all warm starts; can be given several times",
+    )
+    ours.add_argument(
+        "--max-starting",
+        metavar="N",
+        help="how many runs may be starting at once (default: the number of processors)",
+    )
+    ours.add_argument(
+        "--min-free-memory",
+        metavar="SIZE",
+        help="claim no run while less memory is free, such as 1GiB (default: 256MiB; 0: never mind)",
+    )
     ours.add_argument("--log-format", choices=("auto", "console", "json"), help="default: auto")
     ours.add_argument("--log-level", choices=("debug", "info", "warning", "error"), type=str.lower)
 
@@ -246,7 +268,8 @@ def _leave(_signum: int, _frame: object) -> NoReturn:
 def _start(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    from worker.start import ConfigurationError, start  # noqa: PLC0415 - `headrace --help` answers at once
+    with lean_imports():
+        from worker.start import ConfigurationError, start  # noqa: PLC0415 - `headrace --help` answers at once
 
     try:
         return start(arguments)

@@ -111,13 +111,23 @@ async def serve(options: Options, settings: Settings) -> None:
     """
     structlog.contextvars.bind_contextvars(work_pool=options.pool, worker=options.name)
     log = structlog.get_logger()
-    become_subreaper()
+    subreaper = become_subreaper()
     async with AsyncExitStack() as stack:
         client = await _connect(stack, options, settings)
         control = ControlChannel()
         executions, attending = anyio.create_task_group(), anyio.create_task_group()
-        parts = assemble(options, settings, client, control, executions=executions, attending=attending)
+        parts = assemble(
+            options,
+            settings,
+            client,
+            control,
+            executions=executions,
+            attending=attending,
+            subreaper=subreaper,
+        )
         stack.push_async_callback(parts.journal.close)
+        if parts.forkserver is not None:
+            stack.push_async_callback(parts.forkserver.close)
         shutdown = _shutdown(settings, parts)
         if options.with_healthcheck:
             stack.enter_context(_serve_health(settings, parts, shutdown))
@@ -209,6 +219,8 @@ async def _go_online(options: Options, parts: Parts, attending: TaskGroup) -> No
     log.info("worker.started", limit=options.limit, job_variables=options.job_variables.value)
     options.announce(f"Worker '{options.name}' started!")
     attending.start_soon(_loop(parts.pool.beat_once, what="heartbeat", after=parts.pool.heartbeat_interval))
+    if parts.forkserver is not None:
+        attending.start_soon(_loop(parts.forkserver.keep_once, what="forkserver", wake=parts.forkserver_wake))
 
 
 async def _reach_pool(parts: Parts) -> float:

@@ -86,6 +86,14 @@ class HeadraceSettings:
     """Whether only the latest of a schedule's missed runs is started."""
     output_limit: int
     """Bytes of output that one run may keep on disk; the earliest are dropped first."""
+    start_method: str
+    """`warm` (forked from a process that has imported Prefect, where that can be done) or `cold`."""
+    preload: tuple[str, ...]
+    """Modules that the fork server imports besides Prefect."""
+    max_starting: int | None
+    """How many runs may be starting at once; None: as many as there are processors."""
+    min_free_memory: int
+    """Bytes of memory that have to be free for another run to be claimed; 0: it does not matter."""
 
 
 class Environment(Mapping[str, str]):

@@ -8,15 +8,11 @@ Ours (`HEADRACE_*`) come from the same layers, from the table `[headrace]` of pr
 profile that it does not know.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Final, cast
-
-from dotenv.parser import parse_stream
-from dotenv.variables import parse_variables
 
 from worker.settings_catalogue import CATALOGUE, OWN_PREFIX, OWN_SECTION
 
@@ -170,9 +166,15 @@ def _read_text(path: Path) -> str | None:
 
 def _read_dotenv(path: Path, environ: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The variables of a .env file, `${NAME}` replaced, as python-dotenv reads it for Prefect."""
+    text = _read_text(path)
+    if text is None:
+        return {}, ()
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - few directories have such a file, and every start looks
+    from dotenv.variables import parse_variables  # noqa: PLC0415 - same
+
     values: dict[str, str] = {}
     warnings: list[str] = []
-    for binding in parse_stream(StringIO(_read_text(path) or "")):
+    for binding in parse_stream(StringIO(text)):
         if binding.error:
             warnings.append(f"{path} line {binding.original.line} cannot be parsed and is ignored.")
         elif binding.key is not None and binding.value is not None:
@@ -182,8 +184,13 @@ def _read_dotenv(path: Path, environ: Mapping[str, str]) -> tuple[dict[str, str]
 
 
 def _read_toml(path: Path) -> Mapping[str, object]:
+    text = _read_text(path)
+    if text is None:
+        return {}
+    import tomllib  # noqa: PLC0415 - as for .env files
+
     try:
-        return tomllib.loads(_read_text(path) or "")
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}; correct it.") from None
 

@@ -246,6 +246,10 @@ headrace.detach_on_stop bool
 headrace.max_late span>=0
 headrace.only_latest bool
 headrace.output_limit size>=65536
+headrace.start_method choice=warm|cold
+headrace.preload words
+headrace.max_starting int>=1
+headrace.min_free_memory size>=0
 headrace.log_level level
 headrace.log_format choice=auto|console|json
 """

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import gc
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import anyio
 import structlog
 
 from worker import daemon, log, output_printer, state_directory
+from worker.lean_imports import lean_imports
 from worker.runs.job_variables import JobVariablesMode
 from worker.settings import Settings, SettingsError, load_settings
 from worker.state_directory import StateDirectory
@@ -31,7 +33,8 @@ class ConfigurationError(Exception):
 def start(arguments: argparse.Namespace) -> int:
     """Serve the pool the flags name; returns the exit code. Raises ConfigurationError before anything runs."""
     pool, name = _identity(arguments)
-    settings = _settings(arguments)
+    with lean_imports():  # reading the settings is what makes pydantic build its validators
+        settings = _settings(arguments)
     redactor = log.Redactor(_secrets(settings))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -79,6 +82,8 @@ def _serve_alone(options: daemon.Options, settings: Settings) -> int:
 
 def _serve(options: daemon.Options, settings: Settings) -> int:
     exit_code = 0
+    # What there is by now stays as long as the process: the collector need never look at it again.
+    gc.freeze()
     try:
         anyio.run(daemon.serve, options, settings)
     except* daemon.FatalError as fatal:
@@ -124,6 +129,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         "HEADRACE_MAX_LATE": arguments.max_late,
         "HEADRACE_ONLY_LATEST": arguments.only_latest,
         "HEADRACE_OUTPUT_LIMIT": arguments.output_limit,
+        "HEADRACE_START_METHOD": arguments.start_method,
+        "HEADRACE_PRELOAD": arguments.preload and ",".join(arguments.preload),
+        "HEADRACE_MAX_STARTING": arguments.max_starting,
+        "HEADRACE_MIN_FREE_MEMORY": arguments.min_free_memory,
         "HEADRACE_LOG_FORMAT": arguments.log_format,
         "HEADRACE_LOG_LEVEL": arguments.log_level,
     }

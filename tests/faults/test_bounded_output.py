@@ -28,7 +28,8 @@ MEASURED = """
 import json, os, sys
 from pathlib import Path
 import anyio
-from worker.processes.launcher import Launcher, LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
+from worker.processes.launcher import Launcher
 from worker.processes.output import follow, tail
 from worker.processes.output_limit import bound, punch_hole
 

@@ -160,7 +160,8 @@ def trouble(worker: Worker) -> list[object]:
 _NO_PROCESSES = """
 import os, resource, sys
 from pathlib import Path
-from worker.processes.launcher import Launcher, LaunchSpec, Shortage
+from worker.processes.launch_problems import LaunchSpec, Shortage
+from worker.processes.launcher import Launcher
 
 if os.geteuid() == 0:
     os.setgid(65534)

@@ -235,7 +235,8 @@ def test_a_signal_to_nobody() -> None:
 NAMESPACE = """
 import anyio, os, subprocess, sys
 from pathlib import Path
-from worker.processes.launcher import Launcher, LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
+from worker.processes.launcher import Launcher
 from worker.processes.process_table import snapshot
 from worker.processes import process_table_psutil
 from worker.processes.process import ProcessHandle

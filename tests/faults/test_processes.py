@@ -19,7 +19,8 @@ from tests.support import services
 from tests.support.leaks import open_descriptors
 from tests.support.processes import RUN_MARK, Launches
 from tests.support.wait import wait_for, wait_until
-from worker.processes.launcher import Launcher, LaunchError, LaunchSpec, explain_failure, find_problem
+from worker.processes.launch_problems import LaunchError, LaunchSpec, explain_failure, find_problem
+from worker.processes.launcher import Launcher
 from worker.processes.output import follow
 from worker.processes.process import Exit, ProcessHandle
 from worker.processes.process_table import Identity, Marker, read_process
@@ -357,7 +358,8 @@ def test_a_failed_launch_leaves_no_descriptor(launches: Launches) -> None:
 DAEMON = """
 import anyio, json, os, sys
 from pathlib import Path
-from worker.processes.launcher import Launcher, LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
+from worker.processes.launcher import Launcher
 
 async def main():
     directory, script = Path(sys.argv[1]), sys.argv[2]

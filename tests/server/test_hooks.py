@@ -18,7 +18,8 @@ from tests.support.project import FLOWS, Project
 from tests.support.server import PrefectServer
 from tests.support.wait import wait_until
 from worker.api.models import State, StateType
-from worker.processes.launcher import Launcher, LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
+from worker.processes.launcher import Launcher
 from worker.runs.hooks import HookKind, HookRunner
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 
 from tests.support import services
-from worker.processes.launcher import Launcher, LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
+from worker.processes.launcher import Launcher
 from worker.processes.process import ProcessHandle
 
 RUN_MARK = "TEST_RUN_MARK"

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from worker.api.models import State, StateType
-from worker.processes.launcher import LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
 from worker.runs import hooks_main
 from worker.runs.conclusion import Verdict
 from worker.runs.hooks import (

@@ -8,15 +8,16 @@ from wsproto.events import CloseConnection, Ping, Pong, TextMessage
 
 from tests.support.websockets import Broken, OtherEnd, Raw, Silence, Step, accepting, binary
 from worker.api.websocket import LARGEST_MESSAGE, Disconnected, NotUpgraded, WebSocket, connect
+from worker.api.websocket_frames import FramedWebSocket
 
 pytestmark = pytest.mark.anyio
 
 URL = "http://prefect.test/api/events/out"
 
 
-def facing(*steps: Step) -> tuple[WebSocket, OtherEnd]:
+def facing(*steps: Step) -> tuple[FramedWebSocket, OtherEnd]:
     other = OtherEnd(deque(steps))
-    return WebSocket(other), other
+    return FramedWebSocket(other), other
 
 
 async def received(websocket: WebSocket, *, until: int = 1) -> list[str]:

@@ -1,7 +1,7 @@
 """Cold start: a launch spec becomes a running process.
 
-Owns: what a fresh process looks like, and saying in one sentence why one could not be started.
-Does not own: what is in the spec (`worker.runs`), and the process once it runs (`process`).
+Owns: what a fresh process looks like. Does not own: what is in the spec (`worker.runs`), what to say when it cannot be
+started (`launch_problems`), and the process once it runs (`process`).
 
 What the process gets, and why:
 
@@ -22,7 +22,6 @@ is about a millisecond whatever the daemon's size, and no other launch, wait or 
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -30,35 +29,23 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from worker.processes.launch_problems import (
+    LaunchError,
+    LaunchSpec,
+    explain_failure,
+    find_problem,
+    launch_error,
+    reason_of,
+)
 from worker.processes.process import ProcessHandle
 from worker.processes.process_table import Identity, Marker, read_process
 
 EXECUTION_ID = "HEADRACE_EXECUTION_ID"
 # An earlier process of the run may have put a pipe or a link there: neither is to be waited for or followed.
 _FOR_OUTPUT = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-_LARGEST_STRING = 128 * 1024  # execve(2): MAX_ARG_STRLEN, 32 pages
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchSpec:
-    """All that is needed to start a run's process. The representation names no value of the environment."""
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(repr=False)
-    cwd: Path
-    stream_output: bool
-
-
-class LaunchError(Exception):
-    """The process could not be started. The message is one sentence that names the thing and the fix, and no secret."""
-
-
-class Shortage(LaunchError):
-    """The machine has run out of something; nothing is wrong with the process that was to be started."""
 
 
 class Launcher:
@@ -77,19 +64,30 @@ class Launcher:
         return frozenset(self._waited_for)
 
     def launch(
-        self, spec: LaunchSpec, *, output: Path, marker: Marker | tuple[str, str] | None = None
+        self,
+        spec: LaunchSpec,
+        *,
+        output: Path,
+        marker: Marker | tuple[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
     ) -> ProcessHandle:
         """Start the process and return its handle. Raises LaunchError.
 
         `output` is created with mode 0600, or appended to. By `marker`, a variable in the environment, processes are
         found that have left the session. It has to be unique to this attempt: two attempts at one flow run may live on
         one machine, under two daemons, and the end of one must not end the other. Default: one that is added here.
+        `stdin` is the descriptor that the process gets as its standard input, for processes of the daemon's own.
         """
         marker = Marker(*marker) if marker else Marker(EXECUTION_ID, uuid4().hex)
         if problem := find_problem(spec):
             raise LaunchError(problem)
         started = self._clock()
-        identity = _identify(self._start(spec, {**spec.env, marker.name: marker.value}, output))
+        pid = self._start(spec, {**spec.env, marker.name: marker.value}, output, stdin)
+        return self.take(pid, marker=marker, started=started)
+
+    def take(self, pid: int, *, marker: Marker, started: float) -> ProcessHandle:
+        """The handle of a child of ours that was started otherwise (`forkserver`); raises LaunchError if it is not there."""
+        identity = _identify(pid)
         self._waited_for.add(identity.pid)
         return ProcessHandle(
             identity=identity,
@@ -100,34 +98,35 @@ class Launcher:
             on_collected=self._waited_for.discard,
         )
 
-    def _start(self, spec: LaunchSpec, env: Mapping[str, str], output: Path) -> int:
-        try:
-            descriptor = os.open(output, _FOR_OUTPUT, 0o600)
-            os.set_blocking(descriptor, True)
-        except OSError as error:
-            raise _launch_error(error, f"cannot open the output file {output}: {_reason(error)}") from error
+    def _start(self, spec: LaunchSpec, env: Mapping[str, str], output: Path, stdin: int) -> int:
+        descriptor = open_output(output)
         try:
             with _fresh_signals():
                 process = subprocess.Popen(
                     spec.argv,
                     env=env,
                     cwd=os.fspath(spec.cwd),
-                    stdin=subprocess.DEVNULL,
+                    stdin=stdin,
                     stdout=descriptor,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
         except OSError as error:
-            raise _launch_error(error, explain_failure(spec, error)) from error
+            raise launch_error(error, explain_failure(spec, error)) from error
         finally:
             os.close(descriptor)
         process.returncode = 0  # from here on the handle alone waits for this pid; Popen must not
         return process.pid
 
 
-def _launch_error(error: OSError, reason: str) -> LaunchError:
-    shortage = _explain_shortage(error)
-    return LaunchError(reason) if shortage is None else Shortage(shortage)
+def open_output(output: Path) -> int:
+    """A descriptor of a run's output file, created with mode 0600 or appended to; raises LaunchError."""
+    try:
+        descriptor = os.open(output, _FOR_OUTPUT, 0o600)
+        os.set_blocking(descriptor, True)
+    except OSError as error:
+        raise launch_error(error, f"cannot open the output file {output}: {reason_of(error)}") from error
+    return descriptor
 
 
 def _identify(pid: int) -> Identity:
@@ -135,7 +134,7 @@ def _identify(pid: int) -> Identity:
     try:
         info = read_process(pid)
     except OSError as error:
-        reason = _reason(error)
+        reason = reason_of(error)
     else:
         if info is not None:
             return info.identity
@@ -144,117 +143,6 @@ def _identify(pid: int) -> Identity:
         os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     raise LaunchError(f"the new process {pid} cannot be found in the process table: {reason}")
-
-
-def find_problem(spec: LaunchSpec) -> str | None:
-    """What makes the spec impossible to start on any machine, as a sentence; None if nothing does."""
-    if not spec.argv or not spec.argv[0]:
-        return "the command is empty: set `command` to a program, or leave it out to run the Prefect engine"
-    for position, argument in enumerate(spec.argv):
-        if problem := _unusable(argument):
-            return f"argument {position} of the command {problem}"
-    if problem := _unusable(os.fspath(spec.cwd)):
-        return f"the working directory's path {problem}"
-    for name, value in spec.env.items():
-        if not name or "=" in name or _unusable(name):
-            return f"{name!r} cannot be the name of an environment variable: rename it in `env`"
-        if problem := _unusable(value):
-            return f"the value of the environment variable {name} {problem}"
-    return None
-
-
-def _unusable(text: str) -> str | None:
-    if "\0" in text:
-        return "contains a NUL character, which ends a string for the operating system: remove it"
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return "contains a character that cannot be encoded: remove the lone surrogate"
-    return None
-
-
-def explain_failure(spec: LaunchSpec, error: OSError) -> str:
-    """One sentence for an error of fork, chdir or exec."""
-    if error.errno == errno.E2BIG:
-        return _explain_too_big(spec)
-    if shortage := _explain_shortage(error):
-        return shortage
-    # `subprocess` sets the file name to the directory if chdir failed, else to argv[0].
-    if error.filename == os.fspath(spec.cwd) and error.filename != spec.argv[0]:
-        return _explain_directory(spec.cwd, error)
-    return f"the command {spec.argv[0]!r} {_command_problem(spec, error)}"
-
-
-def _explain_shortage(error: OSError) -> str | None:
-    """What the machine has run out of, if that is the reason: nothing is wrong with this run then."""
-    match error.errno:
-        case errno.EAGAIN:
-            return "cannot start a process: the limit on processes is reached; raise it (ulimit -u, cgroup pids.max)"
-        case errno.ENOMEM:
-            return "cannot start a process: out of memory; lower --limit or give the machine more"
-        case errno.EMFILE | errno.ENFILE:
-            return f"cannot start a process: {_reason(error)}; raise the limit on open files (ulimit -n)"
-        case _:
-            return None
-
-
-def _explain_directory(cwd: Path, error: OSError) -> str:
-    match error.errno:
-        case errno.ENOENT:
-            return f"the working directory {cwd} does not exist: create it or change `working_dir`"
-        case errno.ENOTDIR:
-            return f"the working directory {cwd} is not a directory: change `working_dir`"
-        case errno.EACCES:
-            return f"the working directory {cwd} may not be entered by user {os.geteuid()}: grant it the x permission"
-        case _:
-            return f"cannot enter the working directory {cwd}: {_reason(error)}"
-
-
-def _command_problem(spec: LaunchSpec, error: OSError) -> str:
-    has_slash = "/" in spec.argv[0]
-    path = spec.cwd / spec.argv[0]
-    match error.errno:
-        case errno.ENOENT if has_slash and _exists(path):
-            return "cannot run: the interpreter that its first line names does not exist"
-        case errno.ENOENT if has_slash:
-            return f"does not exist (seen from {spec.cwd}): correct its path"
-        case errno.ENOENT:
-            where = spec.env.get("PATH", os.defpath)
-            return f"is not in PATH ({where}): install it or give its full path"
-        case errno.EISDIR | errno.EACCES if has_slash and _is_directory(path):
-            return "is a directory: give the path of a program"
-        case errno.EACCES:
-            return (
-                f"may not be executed by user {os.geteuid()}: chmod +x it, and check the directories above it"
-            )
-        case _:
-            hint = ": begin a script with a #! line" if error.errno == errno.ENOEXEC else ""
-            return f"cannot be started: {_reason(error)}{hint}"
-
-
-def _exists(path: Path) -> bool:
-    return os.access(path, os.F_OK)
-
-
-def _is_directory(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where a directory above may not be entered
-
-
-def _explain_too_big(spec: LaunchSpec) -> str:
-    sizes = {f"argument {n} of the command": len(os.fsencode(text)) for n, text in enumerate(spec.argv)}
-    sizes |= {f"the environment variable {n}": len(os.fsencode(n + v)) + 1 for n, v in spec.env.items()}
-    largest = max(sizes, key=lambda what: sizes[what])
-    total = sum(sizes.values())
-    if sizes[largest] >= _LARGEST_STRING:
-        return f"{largest} has {sizes[largest]} bytes and the system allows {_LARGEST_STRING - 1}: pass it in a file"
-    return (
-        f"command and environment have {total} bytes, more than the system takes (a quarter of ulimit -s); "
-        f"the largest is {largest} with {sizes[largest]}: pass it in a file"
-    )
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ happens to this daemon, the next one knows what is left to do. What each step de
 """
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID, uuid4
 
 import anyio
@@ -17,8 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.evidence import read_memory_evidence
-from worker.processes.launcher import LaunchError, Shortage
-from worker.processes.process import ProcessHandle
+from worker.processes.launch_problems import LaunchError, Shortage
 from worker.runs.attendance import attend
 from worker.runs.claims import Claim, Lost, Orphaned, Standing, Unanswered
 from worker.runs.launch_spec import ControlAddress
@@ -27,6 +26,7 @@ from worker.runs.preparation import DeploymentGone, Prepared, Unpreparable, subm
 from worker.runs.record import Record
 from worker.runs.reports import FINAL_REPORT_LIMIT, Reports
 from worker.runs.services import Services
+from worker.runs.start_method import Ready
 from worker.runs.supervision import Launched
 from worker.runs.workspace import Workspace
 
@@ -128,17 +128,22 @@ class Execution:
         return self._claimed
 
     async def _start(self, workspace: Workspace, address: ControlAddress) -> Launched | None:
-        try:
-            prepared = await self._prepare(workspace, address)
-            # The last moment at which nothing has been started.
-            await anyio.lowlevel.checkpoint_if_cancelled()
-        except anyio.get_cancelled_exc_class():
-            await self._undo(answered=True)
-            raise
-        return prepared and await self._launch(prepared, workspace, address)
+        async with AsyncExitStack() as stack:
+            try:
+                prepared = await self._prepare(workspace, address)
+                ready = prepared and await self._make_ready(stack, prepared, workspace)
+                # The last moment at which nothing has been started.
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            except anyio.get_cancelled_exc_class():
+                await stack.aclose()
+                await self._undo(answered=True)
+                raise
+            if prepared is None or ready is None:
+                return None
+            return await self._launch(prepared, ready, workspace, address)
 
     async def _prepare(self, workspace: Workspace, address: ControlAddress) -> Prepared | None:
-        """Everything short of starting the process; None when the run has been settled instead."""
+        """Find out what is to be started, and put on record that it will be; None when the run has been settled instead."""
         try:
             prepared = await self._services.preparation.prepare(
                 self._flow_run, control=address, fresh_directory=workspace.work
@@ -158,38 +163,68 @@ class Execution:
         ):
             await self._reports.given_back("The worker cannot write its journal.")
             return None
-        standing = await self._services.claims.standing(self._flow_run, self._attempt_id, held=True)
+        return prepared
+
+    async def _make_ready(
+        self, stack: AsyncExitStack, prepared: Prepared, workspace: Workspace
+    ) -> Ready | None:
+        """Prepare the process, and meanwhile look at the run once more; None when the run has been settled instead."""
+        standing = Standing.UNKNOWN
+        ready, problem = None, None
+
+        async def look() -> None:
+            nonlocal standing
+            standing = await self._services.claims.standing(self._flow_run, self._attempt_id, held=True)
+
+        async with anyio.create_task_group() as looking:
+            looking.start_soon(look)
+            try:
+                ready = await stack.enter_async_context(
+                    self._services.starter.ready(
+                        prepared.spec,
+                        command_configured=prepared.job.command is not None,
+                        pull_steps=prepared.deployment.pull_steps if prepared.deployment else None,
+                        output=workspace.output,
+                        marker=self._record.marker,
+                    )
+                )
+            except LaunchError as error:
+                problem = error
         if self._cancel_requested.is_set():
             standing = Standing.OURS_CANCELLING
         if standing in {Standing.OURS_CANCELLING, Standing.THEIRS, Standing.GONE}:
             # Cancelled, deleted or moved meanwhile: a late engine would take it to Running all the same (PROTOCOL 5.1).
+            await stack.aclose()
             await self._reports.undone(standing, STOPPED_BEFORE_START)
             return None
-        return prepared
+        if problem is not None:
+            await self._not_launched(problem)
+        return ready
 
     async def _launch(
-        self, prepared: Prepared, workspace: Workspace, address: ControlAddress
+        self, prepared: Prepared, ready: Ready, workspace: Workspace, address: ControlAddress
     ) -> Launched | None:
         submitted = self._announce(prepared)
         memory = read_memory_evidence()
         try:
-            handle = self._services.launcher.launch(
-                prepared.spec, output=workspace.output, marker=self._record.marker
-            )
-        except Shortage as error:
-            # Nothing is wrong with the run; another worker, or this one a little later, can start it.
-            await self._postpone(str(error))
-            return None
+            handle = ready.launch()
         except LaunchError as error:
-            await self._reports.not_started(submission_failure(error))
+            await self._not_launched(error)
             return None
+        self._log.info(
+            "flow_run.launched",
+            pid=handle.pid,
+            start_method=ready.method.value,
+            cold_because=ready.reason,
+            deployment=prepared.deployment.name if prepared.deployment else None,
+            working_dir=str(prepared.spec.cwd),
+        )
         try:
             await self._record.launched(handle)
         except Exception:
             with anyio.CancelScope(shield=True):
                 await handle.kill_tree()
             raise
-        self._say_launched(handle, prepared)
         return Launched(
             flow_run=self._flow_run,
             handle=handle,
@@ -204,14 +239,12 @@ class Execution:
             submitted_event=submitted,
         )
 
-    def _say_launched(self, handle: ProcessHandle, prepared: Prepared) -> None:
-        self._log.info(
-            "flow_run.launched",
-            pid=handle.pid,
-            start_method="cold",
-            deployment=prepared.deployment.name if prepared.deployment else None,
-            working_dir=str(prepared.spec.cwd),
-        )
+    async def _not_launched(self, error: LaunchError) -> None:
+        if isinstance(error, Shortage):
+            # Nothing is wrong with the run; another worker, or this one a little later, can start it.
+            await self._postpone(str(error))
+        else:
+            await self._reports.not_started(submission_failure(error))
 
     def _announce(self, prepared: Prepared) -> UUID:
         """Say who runs it, as Prefect's worker does before it launches (PROTOCOL 2.8, 2.10)."""

@@ -7,7 +7,7 @@ import structlog
 
 from worker.api.errors import ApiError, NotFound
 from worker.api.models import FlowRun
-from worker.processes.launcher import LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
 from worker.runs.conclusion import Outcome, Verdict
 from worker.runs.hooks import hooks_due, state_to_tell
 from worker.runs.launch_spec import ControlAddress

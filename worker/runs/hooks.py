@@ -19,7 +19,8 @@ import anyio
 import structlog
 
 from worker.api.models import State, StateType
-from worker.processes.launcher import Launcher, LaunchError, LaunchSpec
+from worker.processes.launch_problems import LaunchError, LaunchSpec
+from worker.processes.launcher import Launcher
 from worker.processes.output import Mask, follow, tail
 from worker.processes.process import Exit, ProcessHandle
 from worker.processes.process_table import Marker

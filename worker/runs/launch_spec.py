@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from worker.api.models import Deployment, Flow, FlowRun
-from worker.processes.launcher import LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
 from worker.runs.job_variables import JobConfiguration
 
 ENGINE = ("-m", "prefect.engine")

@@ -6,6 +6,7 @@ Effects are reads only. Every failure that belongs to the run (not to the server
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ import structlog
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, NotFound
 from worker.api.models import Deployment, Flow, FlowRun, WorkPool
-from worker.processes.launcher import LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
 from worker.runs import automations
 from worker.runs.api_references import ApiReferences
 from worker.runs.job_variables import (
@@ -33,6 +34,7 @@ from worker.runs.launch_spec import (
     launch_spec,
     protected_environment,
 )
+from worker.runs.together import together
 from worker.runs.work_pool import WorkPoolKeeper
 from worker.runs.worker_events import Subject
 
@@ -97,9 +99,9 @@ class Preparation:
 
     async def prepare(self, flow_run: FlowRun, *, control: ControlAddress, fresh_directory: Path) -> Prepared:
         """Resolve one claimed run; raises Unpreparable or DeploymentGone."""
-        deployment = await self._deployment(flow_run)
-        flow = await self._flow(flow_run.flow_id) if flow_run.flow_id else None
-        pool = await self._pool.read()
+        deployment, flow, pool = await together(
+            partial(self._deployment, flow_run), partial(self._flow, flow_run), self._pool.read
+        )
         job = await self._resolve(flow_run, flow, deployment, pool)
         environment = child_environment(
             worker_environment=self._worker_environment,
@@ -131,8 +133,11 @@ class Preparation:
         except NotFound:
             raise DeploymentGone(str(flow_run.deployment_id)) from None
 
-    async def _flow(self, flow_id: UUID) -> Flow | None:
+    async def _flow(self, flow_run: FlowRun) -> Flow | None:
         """A flow's name and tags; they do not change once it is registered, so they are read once."""
+        flow_id = flow_run.flow_id
+        if flow_id is None:
+            return None
         if flow_id not in self._flows:
             try:
                 self._flows[flow_id] = await self._client.read_flow(flow_id)

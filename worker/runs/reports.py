@@ -16,7 +16,7 @@ from worker.api.errors import NotFound
 from worker.api.models import FlowRun, StateType
 from worker.processes.control_messages import Disposition, Receipt
 from worker.processes.control_messages import Intent as ControlIntent
-from worker.processes.launcher import LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
 from worker.processes.output import tail
 from worker.processes.process import Exit
 from worker.runs.claims import Standing, last_claim

@@ -17,6 +17,7 @@ from worker.runs.in_flight import InFlight
 from worker.runs.journal import Journal
 from worker.runs.outbox import Outbox
 from worker.runs.preparation import Preparation
+from worker.runs.start_method import Starter
 from worker.runs.states import States
 from worker.runs.stopping import Stopping
 from worker.runs.worker_events import WorkerEvents
@@ -34,6 +35,7 @@ class Services:
     states: States
     preparation: Preparation
     launcher: Launcher
+    starter: Starter
     control: ControlChannel
     journal: Journal
     gate: ClaimGate

@@ -19,7 +19,7 @@ from worker.processes.evidence import (
     explain_memory_death,
     read_memory_evidence,
 )
-from worker.processes.launcher import LaunchSpec
+from worker.processes.launch_problems import LaunchSpec
 from worker.processes.output import follow
 from worker.processes.output_limit import bound
 from worker.processes.process import Exit, ProcessHandle

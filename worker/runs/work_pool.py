@@ -57,6 +57,7 @@ class WorkPoolKeeper:
         self._paused: bool | None = None
         self._paused_queues: frozenset[str] = frozenset()
         self._now = now
+        self._read_just_now = False
         self.last_beat: datetime | None = None
         self.worker_id: str | None = None
         self.current: WorkPool | None = None
@@ -79,6 +80,7 @@ class WorkPoolKeeper:
             )
             raise PoolRefused(msg)
         self._remember(pool)
+        self._read_just_now = True
         return pool
 
     async def read(self) -> WorkPool:
@@ -99,7 +101,7 @@ class WorkPoolKeeper:
         return self.current
 
     async def beat_once(self) -> float:
-        """Send one heartbeat and read the pool again; returns the seconds until the next one."""
+        """Send one heartbeat and read the pool, unless `ensure` has just done so; returns the seconds until the next."""
         try:
             await self._beat()
         except NotFound:
@@ -119,7 +121,9 @@ class WorkPoolKeeper:
         )
         self.worker_id = worker_id or self.worker_id
         self.last_beat = self._now()
-        self._remember(await self._client.read_work_pool(self._name))
+        if not self._read_just_now:
+            self._remember(await self._client.read_work_pool(self._name))
+        self._read_just_now = False
         await self._look_at_queues()
 
     async def _find_or_create(self) -> WorkPool:

@@ -1,0 +1,205 @@
+"""What is done once so that a forked process can start where a fresh interpreter would arrive after two seconds.
+
+Owns: importing what an engine imports before it proposes Running (and the user's modules), making what can be made before a
+fork, judging before each fork whether the result would be that of a fresh start, and bringing the forked process's state up
+to date. Does not own: forking, descriptors, the directory, and starting the engine (`__main__`); variables that the
+interpreter or the C library read themselves, which the daemon judges.
+
+Runs in the interpreter of the flows: the standard library at the top, Prefect only in functions.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+import uuid
+import warnings
+
+from warmth_disk import Packages
+from warmth_settings import LoggingState, SettingsState
+from warmth_tls import TlsStock
+from warmth_watch import Descriptors, EnvironmentReads, Misses, Seeding, thread_names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ENGINE = "prefect.engine"
+# What an engine has imported when the flow's first line runs, beyond `prefect.main`. `prefect.engine` is imported by
+# `prefect.flow_engine`, in a fresh process too, there beside the `__main__` that was made from it.
+LAZY_MODULES = (
+    "prefect.main",
+    "anyio._backends._asyncio",
+    "encodings.idna",
+    "packaging.requirements",
+    "prefect._internal.attempt_control",
+    "prefect._internal.metrics",
+    "prefect.concurrency.context",
+    "prefect.concurrency.v1.context",
+    "prefect.deployments.steps.core",
+    "prefect.deployments.steps.pull",
+    "prefect.deployments.steps.utility",
+    "prefect.flow_engine",
+    "prefect.locking._filelock",
+    "prefect.runner.runner",
+    "prefect.telemetry.run_telemetry",
+    "pydantic.v1",
+    "rich._emoji_codes",
+)
+# Seen in runs without tasks: eight before the flow's first line, one for its events.
+TLS_CONTEXTS = 10
+# Read when Prefect is imported, and read again or done again in `enter`; PREFECT_ is a prefix.
+_READ_AGAIN = (
+    "PREFECT_",
+    "COLUMNS",
+    "LINES",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "TTY_",
+    "TERM",
+    "COLORTERM",
+    "DO_NOT_TRACK",
+)
+# Read by going through the whole environment when imported: fsspec.config, prefect.settings.models.plugins.
+_PREFIXES = ("FSSPEC_", "PREFECT_EXPERIMENTS_PLUGINS_")
+
+
+class PreloadError(Exception):
+    """The modules cannot be had before a fork. One sentence that names the module and the fix."""
+
+
+class Warmth:
+    """A process with everything imported. Make it once, in the only thread; `enter` is called in forked processes."""
+
+    def __init__(self, *, preload: Sequence[str]) -> None:
+        """Import Prefect and these modules. Raises PreloadError."""
+        gc.disable()  # two seconds of allocation make no garbage worth looking for
+        self._environment = dict(os.environ)
+        self._reads = EnvironmentReads(again=_READ_AGAIN)
+        self._misses = Misses()
+        self._seeding = Seeding()
+        self._descriptors = Descriptors()
+        self._logging = LoggingState()
+        with self._misses, self._seeding:
+            with self._reads, self._logging:
+                self._import_prefect()
+            self._settings = SettingsState(environment=self._environment, log=self._logging)
+            self._own_reads = EnvironmentReads(again=())
+            with self._own_reads:
+                for name in preload:
+                    self._import(name)
+        self._engine = sys.modules[ENGINE]
+        self._tls = TlsStock(TLS_CONTEXTS)
+        self._packages = Packages(missed=self._misses.names)
+        gc.collect()
+        gc.freeze()
+
+    def _import_prefect(self) -> None:
+        for name in LAZY_MODULES:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore") if name == "pydantic.v1" else None
+                    importlib.import_module(name)
+            except ImportError:
+                if name == "prefect.main":
+                    raise
+        if ENGINE not in sys.modules:
+            msg = f"{ENGINE} was not imported by prefect.flow_engine: this version of Prefect is not known to start warm"
+            raise PreloadError(msg)
+        self._check("prefect")
+
+    def _import(self, name: str) -> None:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            msg = f"the preload module {name} cannot be imported ({type(error).__name__}: {error}): correct it or leave it out"
+            raise PreloadError(msg) from error
+        self._check(name)
+
+    def _check(self, name: str) -> None:
+        names = thread_names()
+        if names:
+            msg = (
+                f"the module {name} starts threads when it is imported ({', '.join(names)}), which do not survive a fork: "
+                "leave it out of --preload, or keep it from starting them (OPENBLAS_NUM_THREADS=1, OMP_NUM_THREADS=1)"
+            )
+            raise PreloadError(msg)
+        opened = self._descriptors.opened()
+        if opened:
+            msg = (
+                f"the module {name} leaves {', '.join(opened)} open when it is imported, which all runs would share: "
+                "leave it out of --preload, or open it where it is used"
+            )
+            raise PreloadError(msg)
+
+    def refusal(self, *, directory: str, env: Mapping[str, str]) -> str | None:
+        """Why a run in this directory with this whole environment would not be the same as a fresh start; None if it is."""
+        names = thread_names()
+        if names:
+            return f"the fork server has threads besides its own ({', '.join(names)})"
+        for name in self._differing(env):
+            return f"the variable {name} differs from the fork server's, and was read when its modules were imported"
+        hiding = self._packages.hiding(directory)
+        if hiding:
+            return f"{os.path.join(directory, hiding)} would be imported in place of an installed module"
+        return None
+
+    def _differing(self, env: Mapping[str, str]) -> list[str]:
+        own = self._environment
+        names = self._reads.names | self._own_reads.names
+        names = names.union(n for n in (*own, *env) if n.startswith(_PREFIXES))
+        return sorted(name for name in names if own.get(name) != env.get(name))
+
+    def stale(self) -> str | None:
+        """Why a fresh interpreter would import something else than this one has; None if nothing changed on disk."""
+        return self._packages.changed()
+
+    def enter(self, *, env: Mapping[str, str]) -> None:
+        """Make this forked process what a fresh one with this environment would be. Once, after chdir and descriptors."""
+        os.environ.clear()
+        os.environ.update(env)
+        time.tzset()
+        self._refresh_interpreter()
+        self._settings.refresh(env)
+        self._hide_engine()
+        gc.enable()
+
+    def _refresh_interpreter(self) -> None:
+        importlib.invalidate_caches()
+        self._seeding.renew()
+        tempfile.tempdir = None
+        tempfile._name_sequence = None  # type: ignore[attr-defined]  # noqa: SLF001 - made again on first use
+        uuid._last_timestamp = None  # type: ignore[attr-defined]  # noqa: SLF001 - of the last uuid1
+        nanoseconds = isinstance(logging._startTime, int)  # type: ignore[attr-defined]  # noqa: SLF001 - since Python 3.13
+        logging._startTime = time.time_ns() if nanoseconds else time.time()  # type: ignore[attr-defined]  # noqa: SLF001
+        main = threading.main_thread()
+        if hasattr(main, "_set_native_id"):
+            main._set_native_id()  # type: ignore[attr-defined]  # noqa: SLF001 - not done by Python after a fork
+        process = sys.modules.get("multiprocessing.process")
+        if process is not None:
+            process.current_process().authkey = os.urandom(32)
+        handlers = sys.modules.get("wsgiref.handlers")
+        if handlers is not None:
+            handlers.BaseHandler.os_environ = handlers.read_environ()
+
+    def _hide_engine(self) -> None:
+        """Let runpy find the engine as if it were not imported; it warns otherwise. It is back once runpy has looked."""
+        import runpy  # noqa: PLC0415 - as late as in a fresh process
+
+        original = runpy._get_module_details  # type: ignore[attr-defined]  # noqa: SLF001
+
+        def details(name: str, *rest: object) -> object:
+            runpy._get_module_details = original  # type: ignore[attr-defined]  # noqa: SLF001
+            sys.modules.pop(ENGINE, None)
+            try:
+                return original(name, *rest)
+            finally:
+                sys.modules[ENGINE] = self._engine
+
+        runpy._get_module_details = details  # type: ignore[attr-defined]  # noqa: SLF001
