@@ -43,6 +43,8 @@ def leaked_processes(mark: str) -> list[str]:
         try:
             if process.pid in allowed or process.environ().get(services.SERVICE_MARK) in servers:
                 continue
+            if "forkserver_main" in process.cmdline() and process.ppid() in allowed:
+                continue  # of a daemon that goes on; what it has forked is called something else
             leaked.append(f"pid {process.pid}: {' '.join(process.cmdline())[:200]}")
         except psutil.Error:
             continue

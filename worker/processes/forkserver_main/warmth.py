@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 import uuid
-import warnings
 
 from warmth_disk import Packages
 from warmth_settings import LoggingState, SettingsState
@@ -29,6 +28,7 @@ from warmth_watch import Descriptors, EnvironmentReads, Misses, Seeding, thread_
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
 ENGINE = "prefect.engine"
 # What an engine has imported when the flow's first line runs, beyond `prefect.main`. `prefect.engine` is imported by
@@ -52,6 +52,14 @@ LAZY_MODULES = (
     "pydantic.v1",
     "rich._emoji_codes",
 )
+# Models whose definition pydantic puts off until they are first used, and that each run uses.
+DEFERRED_MODELS = {
+    "prefect.client.schemas.actions": ("FlowRunUpdate", "LogCreate", "TaskRunCreate"),
+    "prefect.client.schemas.objects": ("FlowRun", "ServerDefaultResultStorage", "WorkPool", "WorkQueue"),
+    "prefect.client.schemas.responses": ("DeploymentResponse",),
+    "prefect.events.filters": ("EventIDFilter", "EventNameFilter", "EventOccurredFilter", "EventFilter"),
+    "prefect.events.schemas.events": ("Event",),
+}
 # Seen in runs without tasks: eight before the flow's first line, one for its events.
 TLS_CONTEXTS = 10
 # Read when Prefect is imported, and read again or done again in `enter`; PREFECT_ is a prefix.
@@ -97,27 +105,32 @@ class Warmth:
         self._engine = sys.modules[ENGINE]
         self._tls = TlsStock(TLS_CONTEXTS)
         self._packages = Packages(missed=self._misses.names)
+        # Nothing is imported from here on, and so each forked process looks at the directories anew.
+        importlib.invalidate_caches()
         gc.collect()
         gc.freeze()
 
     def _import_prefect(self) -> None:
         for name in LAZY_MODULES:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore") if name == "pydantic.v1" else None
-                    importlib.import_module(name)
+                importlib.import_module(name)
             except ImportError:
                 if name == "prefect.main":
                     raise
         if ENGINE not in sys.modules:
             msg = f"{ENGINE} was not imported by prefect.flow_engine: this version of Prefect is not known to start warm"
             raise PreloadError(msg)
+        for name, models in DEFERRED_MODELS.items():
+            for model in models:
+                complete = getattr(getattr(sys.modules.get(name), model, None), "model_rebuild", None)
+                if complete is not None:  # as on first use, but that no name of this function is a type
+                    complete(raise_errors=False, _types_namespace={})
         self._check("prefect")
 
     def _import(self, name: str) -> None:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             msg = f"the preload module {name} cannot be imported ({type(error).__name__}: {error}): correct it or leave it out"
             raise PreloadError(msg) from error
         self._check(name)
@@ -171,7 +184,6 @@ class Warmth:
         gc.enable()
 
     def _refresh_interpreter(self) -> None:
-        importlib.invalidate_caches()
         self._seeding.renew()
         tempfile.tempdir = None
         tempfile._name_sequence = None  # type: ignore[attr-defined]  # noqa: SLF001 - made again on first use
@@ -192,9 +204,9 @@ class Warmth:
         """Let runpy find the engine as if it were not imported; it warns otherwise. It is back once runpy has looked."""
         import runpy  # noqa: PLC0415 - as late as in a fresh process
 
-        original = runpy._get_module_details  # type: ignore[attr-defined]  # noqa: SLF001
+        original: Any = vars(runpy)["_get_module_details"]
 
-        def details(name: str, *rest: object) -> object:
+        def details(name: str, *rest: object) -> Any:
             runpy._get_module_details = original  # type: ignore[attr-defined]  # noqa: SLF001
             sys.modules.pop(ENGINE, None)
             try:

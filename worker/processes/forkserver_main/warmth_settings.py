@@ -95,7 +95,7 @@ class SettingsState:
         if not same or _directory_files():
             if not self._reusable:
                 warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001 - say again what was said once
-            prefect.context.refresh_global_settings_context()
+            _derive()
         new = prefect.context.get_settings_context()
         if new.settings.plugins.enabled:
             msg = "Prefect's plugins are enabled (PREFECT_PLUGINS_ENABLED), and run when Prefect is imported"
@@ -106,14 +106,20 @@ class SettingsState:
         get_logger("profiles").debug(f"Using profile {new.profile.name!r}")
 
 
+def _derive() -> None:
+    """Make the global settings as importing Prefect does: while there are none, by which the profiles would be found."""
+    from prefect import context  # noqa: PLC0415 - Prefect is imported already
+
+    del context.GLOBAL_SETTINGS_CONTEXT
+    context.GLOBAL_SETTINGS_CONTEXT = context.root_settings_context()
+
+
 def _speaks() -> bool:
     """Whether deriving the settings prints or warns: each run has to say it then."""
-    from prefect.context import root_settings_context  # noqa: PLC0415 - after Prefect was imported
-
     errors = io.StringIO()
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(errors):
         warnings.simplefilter("always")
-        root_settings_context()
+        _derive()
     return bool(caught) or bool(errors.getvalue())
 
 

@@ -5,6 +5,7 @@ Owns observers that are in place while modules are imported, and are gone afterw
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import stat
@@ -16,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
+    from typing import Any
 
 
 class EnvironmentReads:
@@ -35,12 +37,12 @@ class EnvironmentReads:
         self._lookup = environment.__getitem__
         self._iterate = environment.__iter__
 
-        def lookup(mapping: os._Environ[str], name: str) -> str:
-            self._note(name, sys._getframe(1))  # noqa: SLF001 - documented, with this name
+        def lookup(mapping: Any, name: str) -> str:
+            self._note(name, _caller())
             return self._lookup(mapping, name)
 
-        def iterate(mapping: os._Environ[str]) -> Iterator[str]:
-            self._walk = _place(sys._getframe(1))  # noqa: SLF001 - same
+        def iterate(mapping: Any) -> Iterator[str]:
+            self._walk = _place(_caller())
             return self._iterate(mapping)
 
         environment.__getitem__ = lookup  # type: ignore[method-assign]
@@ -51,13 +53,21 @@ class EnvironmentReads:
         environment.__getitem__ = self._lookup  # type: ignore[method-assign]
         environment.__iter__ = self._iterate  # type: ignore[method-assign]
 
-    def _note(self, name: str, frame: FrameType) -> None:
-        if not isinstance(name, str) or name.startswith(self._again or ("\0",)):
+    def _note(self, name: object, frame: FrameType | None) -> None:
+        if frame is None or not isinstance(name, str) or name.startswith(self._again):
             return
         if frame.f_globals.get("__name__") == "_collections_abc" and frame.f_code.co_name == "__iter__":
             return
         if _place(frame) != self._walk:
             self.names.add(name)
+
+
+def _caller() -> FrameType | None:
+    """The frame that called the function which calls this one."""
+    frame = inspect.currentframe()
+    for _ in range(2):
+        frame = None if frame is None else frame.f_back
+    return frame
 
 
 def _place(frame: FrameType | None) -> tuple[int, int] | None:
