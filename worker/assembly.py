@@ -3,8 +3,10 @@
 Owns no behaviour. What the parts do is theirs; in which order they live and die is `daemon`'s.
 """
 
+import os
 import random
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,11 +19,18 @@ from anyio.abc import TaskGroup
 
 from worker import __version__
 from worker.api.client import PrefectClient
-from worker.api.events import FLOW_RUN_CANCELLING, EventStream
+from worker.api.events import (
+    DEPLOYMENT_CHANGED,
+    FLOW_RUN_CANCELLING,
+    FLOW_RUN_CLAIMABLE,
+    FLOW_RUN_ENDED,
+    EventStream,
+)
 from worker.api.models import FlowRun
 from worker.processes.control import ControlChannel
 from worker.processes.forkserver import ForkServer
 from worker.processes.launcher import Launcher
+from worker.processes.memory import available_memory
 from worker.processes.output import Mask
 from worker.processes.tree import OrphanReaper
 from worker.runs.cancellations import Cancellations
@@ -33,13 +42,16 @@ from worker.runs.in_flight import InFlight
 from worker.runs.job_variables import JobVariablesMode
 from worker.runs.journal import Journal
 from worker.runs.launch_spec import child_environment
+from worker.runs.lookahead import Agenda, Leads
 from worker.runs.lost_runs import LostRuns
 from worker.runs.outbox import Outbox
+from worker.runs.pacing import Pacing
 from worker.runs.poller import Poller
 from worker.runs.preparation import Preparation
 from worker.runs.recovery import Recovery
 from worker.runs.services import Services
 from worker.runs.start_method import Starter, StartMethod
+from worker.runs.starts import Starts
 from worker.runs.states import States
 from worker.runs.stopping import Stopping
 from worker.runs.wake import Wake
@@ -122,7 +134,18 @@ def assemble(
     `subreaper`: orphaned descendants become our children, without which nothing can be started warm.
     """
     freed = Wake()
-    in_flight = InFlight(limit=options.limit, freed=freed)
+    pacing = Pacing(
+        most=settings.headrace.max_starting or processors(),
+        starting=lambda: in_flight.starting,
+        monotonic=anyio.current_time,
+    )
+    client.transport.watch(pacing.observe)
+    in_flight = InFlight(
+        limit=options.limit,
+        freed=freed,
+        starts=Starts(most=lambda: pacing.allowed, monotonic=anyio.current_time),
+    )
+    leads = Leads(most=options.prefetch_seconds, fixed=options.run_once)
     launcher = Launcher()
     forkserver_wake = Wake()
     forkserver, why_cold = None, "the start method is cold"
@@ -168,6 +191,8 @@ def assemble(
     gate = ClaimGate(
         journal=journal,
         free_bytes=partial(free_bytes, options.state.path),
+        free_memory=available_memory,
+        min_free_memory=settings.headrace.min_free_memory,
         monotonic=anyio.current_time,
     )
     services = Services(
@@ -192,6 +217,7 @@ def assemble(
         gate=gate,
         stopping=stopping,
         in_flight=in_flight,
+        leads=leads,
         outbox=outbox,
         events=events,
         hooks=HookRunner(launcher=launcher, mask=options.mask),
@@ -215,25 +241,36 @@ def assemble(
         client=client,
         pool=options.pool,
         work_queues=options.work_queues,
-        prefetch=options.prefetch_seconds,
-        interval=settings.worker.query_seconds,
+        agenda=Agenda(
+            interval=settings.worker.query_seconds, random=random.random, monotonic=anyio.current_time
+        ),
+        leads=leads,
         in_flight=in_flight,
+        wake=freed,
         max_late=settings.headrace.max_late,
         only_latest=settings.headrace.only_latest,
         may_claim=gate.closed,
         start=start,
         skip=start,
         now=utc_now,
-        random=random.random,
+        run_once=options.run_once,
     )
     cancellations = Cancellations(
-        client=client, in_flight=in_flight, interval=settings.headrace.cancel_poll_seconds
+        client=client,
+        in_flight=in_flight,
+        interval=settings.headrace.cancel_poll_seconds,
+        sleep=anyio.sleep,
     )
     push = EventStream(
         transport=client.transport,
         settings=settings.api,
         work_pool_id=lambda: pool.current.id if pool.current is not None else None,
-        bells={FLOW_RUN_CANCELLING: cancellations.hint},
+        bells={
+            FLOW_RUN_CANCELLING: cancellations.hint,
+            **dict.fromkeys(FLOW_RUN_ENDED, cancellations.hint_end),
+            **dict.fromkeys(FLOW_RUN_CLAIMABLE, poller.hint),
+            **dict.fromkeys(DEPLOYMENT_CHANGED, poller.expect_scheduler),
+        },
         random=random.random,
     )
     return Parts(
@@ -258,6 +295,13 @@ def assemble(
         ),
         stopping=stopping,
     )
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def utc_now() -> datetime:

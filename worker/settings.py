@@ -238,8 +238,8 @@ def _headrace(values: _Values, environ: Mapping[str, str], cwd: Path) -> Headrac
         only_latest=values.get("HEADRACE_ONLY_LATEST", False),
         output_limit=int(values.get("HEADRACE_OUTPUT_LIMIT", float(100 * 1024**2))),
         start_method=values.get("HEADRACE_START_METHOD", "warm"),
-        preload=tuple(sorted(values.get("HEADRACE_PRELOAD", ()))),
-        max_starting=values.get("HEADRACE_MAX_STARTING", None),
+        preload=tuple(sorted(values.get("HEADRACE_PRELOAD", set[str]()))),
+        max_starting=values.get("HEADRACE_MAX_STARTING", 0) or None,
         min_free_memory=int(values.get("HEADRACE_MIN_FREE_MEMORY", float(256 * 1024**2))),
     )
 

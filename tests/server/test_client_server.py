@@ -232,7 +232,7 @@ async def test_runs_to_cancel_and_runs_of_the_pool(
         await client.set_state(run_id, type=StateType.PENDING, name="Pending")
     await client.set_state(cancelling, type=StateType.CANCELLING)
     await client.set_state(named, type=StateType.CANCELLED, name="Cancelling")
-    found = await client.cancelling_flow_runs([pending, cancelling, named, uuid4()])
+    found = await client.flow_runs_ending([pending, cancelling, named, uuid4()])
     assert {run.id for run in found} == {cancelling, named}
     types = [StateType.PENDING, StateType.CANCELLING]
     assert {run.id for run in await client.flow_runs_in_pool(pool, types)} == {pending, cancelling}

@@ -21,6 +21,7 @@ from tests.support.fake_prefect import api_settings
 from tests.support.project import Project
 from tests.support.proxy import Mode, outage_proxy
 from tests.support.server import PrefectServer, free_port
+from tests.support.starts import any_number_of_starts
 from tests.support.wait import wait_until
 from worker.api.client import PrefectClient
 from worker.api.events import FLOW_RUN_CANCELLING, EventStream
@@ -208,7 +209,7 @@ async def cancelling(
 ) -> AsyncGenerator[Listening]:
     """Look for the cancellation of one run in flight, every `interval` seconds and when an event rings."""
     settings = api_settings(url)
-    in_flight = InFlight(limit=None, freed=Wake())
+    in_flight = InFlight(limit=None, freed=Wake(), starts=any_number_of_starts())
     async with PrefectClient(settings=settings, worker_name="w", random=lambda: 0.5) as client:
         cancellations = Cancellations(client=client, in_flight=in_flight, interval=interval)
         with in_flight.slot(UUID(run_id), run):

@@ -6,8 +6,18 @@ import anyio
 import pytest
 
 from tests.support.canned import CannedServer
+from tests.support.starts import any_number_of_starts
 from worker.api.errors import ServerFault
-from worker.runs.cancellations import PAUSES_AFTER_HINT, Cancellations, next_look, rings
+from worker.api.models import FlowRun
+from worker.runs.cancellations import (
+    PAUSE_AFTER_END,
+    PAUSES_AFTER_HINT,
+    Cancellations,
+    has_ended,
+    is_being_cancelled,
+    next_look,
+    rings,
+)
 from worker.runs.in_flight import InFlight
 from worker.runs.wake import Wake
 
@@ -33,14 +43,18 @@ class Bench:
         self.server = CannedServer()
         self.server.on_call("POST", "/flow_runs/filter", self._answer)
         self.cancelling: set[UUID] = set()
+        self.ended: set[UUID] = set()
+        self.slept: list[float] = []
         self.on_question: list[Any] = []
         self.runs = {run_id: Run() for run_id in runs}
-        self.in_flight = InFlight(limit=None, freed=Wake())
+        self.in_flight = InFlight(limit=None, freed=Wake(), starts=any_number_of_starts())
         self.slots = ExitStack()
         for run_id, run in self.runs.items():
             self.slots.enter_context(self.in_flight.slot(run_id, run))
         self.client = self.server.client()
-        self.cancellations = Cancellations(client=self.client, in_flight=self.in_flight, interval=INTERVAL)
+        self.cancellations = Cancellations(
+            client=self.client, in_flight=self.in_flight, interval=INTERVAL, sleep=self._sleep
+        )
 
     @property
     def questions(self) -> int:
@@ -56,16 +70,71 @@ class Bench:
         for act in self.on_question:
             act()
         asked = set(body["flow_runs"]["id"]["any_"])
-        state = {"type": "CANCELLING", "name": "Cancelling"}
+        states = [("CANCELLING", run_id) for run_id in self.cancelling]
+        states += [("COMPLETED", run_id) for run_id in self.ended]
         return 200, [
-            {"id": str(run_id), "name": "run", "state_type": "CANCELLING", "state": state}
-            for run_id in self.cancelling
+            {"id": str(run_id), "name": "run", "state_type": state, "state": {"type": state, "name": state}}
+            for state, run_id in states
             if str(run_id) in asked
         ]
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
 
     async def rung(self) -> bool:
         """Whether the loop would go on at once; resets the bell as the loop does."""
         return await self.cancellations.wake.wait(timeout=0)
+
+
+async def test_a_run_that_has_ended_gives_its_slot_back_and_is_not_asked_for_again() -> None:
+    bench = Bench(FIRST, SECOND)
+    bench.ended = {FIRST}
+    async with bench.client:
+        await bench.cancellations.check_once()
+        await bench.cancellations.check_once()
+    assert bench.in_flight.unconcluded == [SECOND]
+    assert FIRST in bench.in_flight
+    assert not bench.cancelled()
+    first, *_, last = bench.server.bodies("POST", "/flow_runs/filter")
+    assert sorted(first["flow_runs"]["id"]["any_"]) == [str(FIRST), str(SECOND)]
+    assert last["flow_runs"]["id"]["any_"] == [str(SECOND)]
+
+
+async def test_an_end_that_was_heard_of_is_one_question_a_moment_later() -> None:
+    bench = Bench(FIRST, SECOND)
+    async with bench.client:
+        bench.cancellations.hint_end()
+        bench.cancellations.hint_end()
+        assert await bench.rung()
+        assert await bench.cancellations.check_once() == INTERVAL
+    assert bench.slept == [PAUSE_AFTER_END]
+    assert bench.questions == 1
+
+
+async def test_an_end_is_nothing_to_ask_about_when_every_run_here_has_ended() -> None:
+    bench = Bench(FIRST)
+    bench.in_flight.conclude(FIRST)
+    bench.cancellations.hint_end()
+    assert not await bench.rung()
+
+
+@pytest.mark.parametrize(
+    ("state_type", "name", "cancelled", "ended"),
+    [
+        ("CANCELLING", "Cancelling", True, False),
+        ("CANCELLED", "Cancelling", True, False),
+        ("CANCELLED", "Cancelled", False, True),
+        ("COMPLETED", "Completed", False, True),
+        ("FAILED", "TimedOut", False, True),
+        ("CRASHED", "Crashed", False, True),
+        ("RUNNING", "Running", False, False),
+        ("PAUSED", "Suspended", False, False),
+        ("SCHEDULED", "AwaitingRetry", False, False),
+    ],
+)
+def test_what_a_state_means(state_type: str, name: str, *, cancelled: bool, ended: bool) -> None:
+    run = FlowRun.read({"id": str(FIRST), "name": "run", "state_type": state_type, "state_name": name})
+    assert (is_being_cancelled(run), has_ended(run)) == (cancelled, ended)
 
 
 def given_up(_: Any) -> NoReturn:

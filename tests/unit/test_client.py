@@ -264,11 +264,9 @@ async def test_a_run_on_two_pages_is_read_once() -> None:
         assert len(await client.flow_runs_in_pool("p", [StateType.RUNNING])) == 1
 
 
-async def test_runs_to_cancel_are_asked_for_in_pieces_and_judged_by_type_and_name() -> None:
-    wanted = runs(uuid4(), state_type="CANCELLING", state_name="Cancelling")
-    wanted += runs(uuid4(), state_type="CANCELLED", state_name="Cancelling")
-    stored = [*wanted, *runs(uuid4(), state_type="CANCELLED", state_name="Cancelled")]
-    ids = [UUID(run["id"]) for run in stored] + [uuid4() for _ in range(447)]
+async def test_runs_that_are_ending_are_asked_for_in_pieces() -> None:
+    stored = wanted = [*runs(uuid4(), state_type="CANCELLING"), *runs(uuid4(), state_type="COMPLETED")]
+    ids = [UUID(run["id"]) for run in stored] + [uuid4() for _ in range(448)]
 
     def matching(body: Any) -> httpx.Response:
         asked = set(body["flow_runs"]["id"]["any_"])
@@ -276,12 +274,12 @@ async def test_runs_to_cancel_are_asked_for_in_pieces_and_judged_by_type_and_nam
         return paged([run for run in stored if run["id"] in asked], 200)(body)
 
     async with talking_to({"POST /flow_runs/filter": matching}) as (client, server):
-        found = await client.cancelling_flow_runs(ids)
+        found = await client.flow_runs_ending(ids)
         assert {str(run.id) for run in found} == {run["id"] for run in wanted}
         asked = {tuple(body["flow_runs"]["id"]["any_"]) for _, body in server.asked}
         assert sorted(len(chunk) for chunk in asked) == [50, 200, 200]
         server.asked.clear()
-        assert await client.cancelling_flow_runs([]) == []
+        assert await client.flow_runs_ending([]) == []
         assert server.asked == []
 
 

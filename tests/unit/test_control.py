@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.processes.control import ControlChannel, IntentResult
-from worker.processes.control_messages import Disposition, Intent, Receipt, decode_receipt
+from worker.processes.control import ControlChannel
+from worker.processes.control_messages import Disposition, Intent, IntentResult, Receipt, decode_receipt
 
 pytestmark = pytest.mark.anyio
 

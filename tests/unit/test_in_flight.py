@@ -4,6 +4,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.support.starts import any_number_of_starts
 from worker.runs.in_flight import InFlight
 from worker.runs.wake import Wake
 
@@ -17,7 +18,7 @@ class Idle:
 
 async def test_a_slot_is_free_again_after_an_error_and_says_so() -> None:
     freed = Wake()
-    in_flight = InFlight(limit=2, freed=freed)
+    in_flight = InFlight(limit=2, freed=freed, starts=any_number_of_starts())
     in_flight.want(wanted=True)
     run_id = uuid4()
 
@@ -34,7 +35,7 @@ async def test_a_slot_is_free_again_after_an_error_and_says_so() -> None:
 
 
 async def test_a_run_has_one_slot_only() -> None:
-    in_flight = InFlight(limit=None, freed=Wake())
+    in_flight = InFlight(limit=None, freed=Wake(), starts=any_number_of_starts())
     run_id = uuid4()
     with (
         in_flight.slot(run_id, Idle()),

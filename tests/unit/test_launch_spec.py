@@ -8,6 +8,7 @@ import pytest
 from worker.api.models import Deployment, Flow, FlowRun
 from worker.runs.job_variables import JobConfiguration
 from worker.runs.launch_spec import (
+    DEFAULTS,
     CommandError,
     ControlAddress,
     attribution,
@@ -48,8 +49,8 @@ def environment(*, command_configured: bool, **layers: str) -> dict[str, str]:
 )
 def test_the_later_layer_wins(layers: str, engine: str, command: str) -> None:
     chosen = dict.fromkeys(layers.split(), "")
-    assert environment(command_configured=False, **chosen) == {"HOME": "/h", "X": engine}
-    assert environment(command_configured=True, **chosen) == {"HOME": "/h", "X": command}
+    assert environment(command_configured=False, **chosen) == {**DEFAULTS, "HOME": "/h", "X": engine}
+    assert environment(command_configured=True, **chosen) == {**DEFAULTS, "HOME": "/h", "X": command}
 
 
 def test_a_null_lets_the_worker_environment_show_through() -> None:
@@ -61,7 +62,29 @@ def test_a_null_lets_the_worker_environment_show_through() -> None:
         protected={},
         command_configured=False,
     )
-    assert result == {"A": "worker"}
+    assert result == {**DEFAULTS, "A": "worker"}
+
+
+@pytest.mark.parametrize("layer", ["worker_environment", "settings", "attributed", "job"])
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_default_yields_to_everybody(name: str, layer: str) -> None:
+    layers: dict[str, dict[str, str]] = {
+        "worker_environment": {},
+        "settings": {},
+        "attributed": {},
+        "job": {},
+    }
+    layers[layer] = {name: "said otherwise"}
+    for command_configured in (False, True):
+        result = child_environment(
+            worker_environment=layers["worker_environment"],
+            settings=layers["settings"],
+            attributed=layers["attributed"],
+            job=layers["job"],
+            protected={},
+            command_configured=command_configured,
+        )
+        assert result[name] == "said otherwise"
 
 
 def test_a_job_cannot_take_another_runs_identity() -> None:
@@ -75,6 +98,7 @@ def test_a_job_cannot_take_another_runs_identity() -> None:
         command_configured=True,
     )
     assert result == {
+        **DEFAULTS,
         "PREFECT__FLOW_RUN_ID": str(RUN.id),
         "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "true",
         "PREFECT__CONTROL_PORT": "1",

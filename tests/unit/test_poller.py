@@ -1,17 +1,23 @@
 """Which runs are claimed, when to ask again, and what is said when the server refuses the question."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 
 from tests.support.canned import CannedServer
+from tests.support.wait import wait_until
 from worker.api.models import FlowRun
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
+from worker.runs.lookahead import Agenda, Leads
 from worker.runs.poller import Poller, unclaimable
+from worker.runs.starts import Starts
 from worker.runs.wake import Wake
 
 pytestmark = pytest.mark.anyio
@@ -65,11 +71,14 @@ def scheduled(
             False,
             True,
         ),
-        ({"next_scheduled_start_time": (NOW + timedelta(seconds=5)).isoformat()}, False, True),
+        ({"next_scheduled_start_time": (NOW + timedelta(seconds=2)).isoformat()}, False, True),
+        ({"next_scheduled_start_time": (NOW + timedelta(seconds=2.1)).isoformat()}, False, False),
     ],
 )
 def test_what_may_be_claimed(fields: dict[str, Any], *, in_flight: bool, claimed: bool) -> None:
-    reason = unclaimable(FlowRun.read(run(**fields)), now=NOW, in_flight=in_flight)
+    leads = Leads(most=10)
+    leads.measured(None, 2.0)
+    reason = unclaimable(FlowRun.read(run(**fields)), now=NOW, in_flight=in_flight, leads=leads)
     assert (reason is None) is claimed
 
 
@@ -108,6 +117,9 @@ class Bench:
         only_latest: bool = False,
         seconds_per_skip: float = 0,
         skips_succeed: bool = True,
+        prefetch: float = 10,
+        max_starting: int = 1000,
+        run_once: bool = False,
     ) -> None:
         self.skipped: list[tuple[int, str]] = []
         self.withheld: str | None = None
@@ -120,7 +132,11 @@ class Bench:
         self._minutes_per_claim = minutes_per_claim
         self.server = CannedServer()
         self.freed = Wake()
-        self.in_flight = InFlight(limit=limit, freed=self.freed)
+        self.clock = 0.0
+        starts = Starts(most=lambda: max_starting, monotonic=lambda: self.clock)
+        self.in_flight = InFlight(limit=limit, freed=self.freed, starts=starts)
+        self.leads = Leads(most=prefetch, fixed=run_once)
+        self._run_once = run_once
         self.now = NOW
         self.started: list[UUID] = []
         self._losing = losing
@@ -166,28 +182,42 @@ class Bench:
         """The numbers of the runs that were started."""
         return [one.int for one in self.started]
 
-    async def poll(self, times: int = 1) -> float:
-        delay = 0.0
+    @asynccontextmanager
+    async def poller(self) -> AsyncGenerator[Poller]:
         async with self.server.client() as client:
-            poller = Poller(
+            yield Poller(
                 client=client,
                 pool="p",
                 work_queues=self._queues,
-                prefetch=10,
-                interval=10,
+                agenda=Agenda(interval=10, random=lambda: 1.0, monotonic=lambda: self.clock),
+                leads=self.leads,
                 in_flight=self.in_flight,
+                wake=self.freed,
                 start=self.start,
                 now=lambda: self.now,
-                random=lambda: 1.0,
                 max_late=self._max_late,
                 only_latest=self._only_latest,
                 skip=self.skip,
                 may_claim=lambda: self.withheld,
+                run_once=self._run_once,
             )
+
+    async def poll(self, times: int = 1) -> float:
+        """Poll so often, as late as each poll asks for; the last delay."""
+        delay = 0.0
+        async with self.poller() as poller:
             for _ in range(times):
+                self.clock += delay
                 delay = await poller.poll_once()
             assert poller.last_polled is not None
         return delay
+
+    def questions(self) -> list[tuple[float, int | None]]:
+        """How far ahead of now, in seconds, and for how many runs the server was asked."""
+        return [
+            ((datetime.fromisoformat(body["scheduled_before"]) - self.now).total_seconds(), body.get("limit"))
+            for body in self.server.bodies("POST", PATH)
+        ]
 
 
 async def test_runs_are_started_in_the_servers_order() -> None:
@@ -196,9 +226,9 @@ async def test_runs_are_started_in_the_servers_order() -> None:
     bench.server.on("POST", PATH, [{"flow_run": one} for one in runs])
     await bench.poll()
     assert [str(one) for one in bench.started] == [one["id"] for one in runs]
-    assert bench.server.bodies("POST", PATH) == [
-        {"scheduled_before": (NOW + timedelta(seconds=10)).isoformat()}
-    ]
+    assert bench.questions() == [(pytest.approx(14.25), None)], (
+        "until the next poll, and how long a start takes"
+    )
 
 
 async def test_no_more_are_started_than_slots_are_free() -> None:
@@ -334,9 +364,9 @@ async def test_the_latest_of_each_schedule_is_looked_for_until_all_are_found() -
 
 async def test_without_a_missed_run_nothing_more_is_asked() -> None:
     bench = Bench(only_latest=True)
-    bench.serve([run(), scheduled(1, minutes_late=-1)])
+    bench.serve([run(id=str(UUID(int=50))), scheduled(1, minutes_late=-1)])
     assert await bench.poll() == pytest.approx(13.0)
-    assert len(bench.started) == 2
+    assert bench.numbers == [50]
     assert bench.server.bodies("POST", FILTER) == []
 
 
@@ -428,7 +458,7 @@ async def test_a_run_in_flight_or_not_to_be_claimed_yet_is_not_skipped() -> None
     }
     with bench.in_flight.slot(UUID(int=1), StartedExecution(UUID(int=1), bench.in_flight, wins=True)):
         bench.serve([scheduled(1, minutes_late=100), waiting])
-        assert await bench.poll() == pytest.approx(13.0)
+        assert await bench.poll() == pytest.approx(5.0, abs=0.01), "when the waiting one is due"
     assert bench.skipped == []
     assert bench.started == []
 
@@ -445,3 +475,167 @@ async def test_while_claims_are_withheld_the_queues_are_kept_ready_and_nothing_i
     bench.withheld = None
     await bench.poll()
     assert bench.numbers == [50]
+
+
+def at(seconds: float, number: int, **fields: Any) -> dict[str, Any]:
+    """A run that is due so many seconds from now."""
+    due = (NOW + timedelta(seconds=seconds)).isoformat()
+    return run(id=str(UUID(int=number)), next_scheduled_start_time=due, **fields)
+
+
+async def test_a_run_that_is_due_later_is_left_until_its_start_takes_it_there() -> None:
+    bench = Bench()
+    bench.leads.measured(None, 2.0)
+    waiting = [at(6, 1)]
+    bench.serve(waiting)
+    async with bench.poller() as poller:
+        assert await poller.poll_once() == pytest.approx(4.0, abs=0.01)
+        assert bench.numbers == []
+        assert bench.questions() == [(pytest.approx(16.0), None), (pytest.approx(2.0), None)]
+        bench.clock, bench.now = 4.01, NOW + timedelta(seconds=4.01)
+        await poller.poll_once()
+    assert bench.numbers == [1]
+
+
+async def test_with_no_prefetch_nothing_is_claimed_before_it_is_due() -> None:
+    bench = Bench(prefetch=0)
+    bench.leads.measured(None, 2.0)
+    bench.serve([at(0.5, 1)])
+    assert await bench.poll() == pytest.approx(0.5, abs=0.01)
+    assert bench.numbers == []
+
+
+async def test_runs_that_are_due_later_do_not_push_out_those_that_are_due() -> None:
+    """The server orders by priority first, and cuts its answer: only one without later runs is claimed from."""
+    bench = Bench()
+    urgent, due = [at(5, n) for n in (1, 2)], at(-5, 3)
+
+    def answer(body: Any) -> tuple[int, Any]:
+        before = datetime.fromisoformat(body["scheduled_before"])
+        found = [
+            one
+            for one in (*urgent, due)
+            if datetime.fromisoformat(one["next_scheduled_start_time"]) <= before
+        ]
+        return 200, [{"flow_run": one} for one in found[:2]]
+
+    bench.server.on_call("POST", PATH, answer)
+    await bench.poll()
+    assert bench.numbers == [3]
+    assert len(bench.questions()) == 2
+
+
+async def test_after_a_wake_no_more_is_asked_for_than_can_start() -> None:
+    bench = Bench(limit=2)
+    waiting = [run(id=str(UUID(int=n))) for n in range(1, 30)]
+    bench.serve(waiting)
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        assert bench.numbers == [1, 2]
+        for done in (0, 1, 2):
+            del waiting[0]
+            bench.executions[done].end()
+            assert await bench.freed.wait(timeout=0)
+            await poller.poll_once()
+    assert bench.numbers == [1, 2, 3, 4, 5]
+    assert [limit for _, limit in bench.questions()] == [None, 3, 3, 3]
+
+
+async def test_runs_that_cannot_be_claimed_do_not_hide_one_that_can() -> None:
+    bench = Bench(limit=1, losing=300)
+    bench.serve([run(id=str(UUID(int=n))) for n in range(1, 302)], shown=400)
+    async with bench.poller() as poller:
+        await poller.poll_once()
+    assert bench.numbers[-1] == 301
+    bench = Bench(limit=1)
+    waiting: list[dict[str, Any]] = []
+    bench.serve(waiting)
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        waiting.extend(
+            run(state_name="AwaitingRetry", empirical_policy={"retry_type": "in_process"}) for _ in range(3)
+        )
+        waiting.append(run(id=str(UUID(int=4))))
+        await poller.poll_once()
+    assert bench.numbers == [4]
+    assert [limit for _, limit in bench.questions()] == [None, 3, None]
+
+
+async def test_no_more_start_at_once_than_may_and_the_next_follow_when_one_has_started() -> None:
+    bench = Bench(max_starting=2)
+    waiting = [run(id=str(UUID(int=n))) for n in range(1, 4)]
+    bench.serve(waiting)
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        assert bench.numbers == [1, 2]
+        del waiting[:2]
+        assert not await bench.freed.wait(timeout=0)
+        bench.in_flight.started(UUID(int=1), connected=True, engine=True)
+        assert await bench.freed.wait(timeout=0)
+        await poller.poll_once()
+    assert bench.numbers == [1, 2, 3]
+
+
+async def test_while_full_the_server_is_asked_only_to_keep_the_queues_ready() -> None:
+    bench = Bench(limit=1)
+    bench.serve([run(), run()])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        for _ in range(5):
+            poller.hint()
+            assert await poller.poll_once() == pytest.approx(13.0)
+        assert [limit for _, limit in bench.questions()] == [None]
+        bench.clock = 13.0
+        await poller.poll_once()
+        assert [limit for _, limit in bench.questions()] == [None, 0]
+        bench.executions[0].end()
+        assert await bench.freed.wait(timeout=0), "what was heard meanwhile is not forgotten"
+
+
+async def test_after_a_hint_the_question_is_put_a_few_times() -> None:
+    """An event can be published before what it tells of is there."""
+    bench = Bench()
+    waiting: list[dict[str, Any]] = []
+    bench.serve(waiting)
+    async with bench.poller() as poller:
+        assert await poller.poll_once() == pytest.approx(13.0)
+        poller.hint()
+        assert await bench.freed.wait(timeout=0)
+        assert await poller.poll_once() == pytest.approx(0.15)
+        assert await poller.poll_once() == pytest.approx(0.5)
+        assert await poller.poll_once() == pytest.approx(13.0)
+        poller.hint()
+        waiting.append(run(id=str(UUID(int=1))))
+        assert await poller.poll_once() == pytest.approx(13.0), "found"
+    assert bench.numbers == [1]
+
+
+async def test_a_run_handed_out_again_while_its_process_lingers_starts_when_that_is_gone() -> None:
+    bench = Bench(limit=1)
+    bench.serve([run(id=str(UUID(int=1)))])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.in_flight.conclude(UUID(int=1))
+        assert bench.in_flight.room == 1
+        await poller.poll_once()
+        assert bench.numbers == [1]
+        assert not await bench.freed.wait(timeout=0)
+        bench.executions[0].end()
+        assert await bench.freed.wait(timeout=0)
+        await poller.poll_once()
+    assert bench.numbers == [1, 1]
+
+
+async def test_run_once_starts_all_that_is_found_however_few_may_start_at_once() -> None:
+    bench = Bench(max_starting=1, run_once=True)
+    waiting = [at(9, 1), at(-5, 2), at(-5, 3)]
+    bench.serve(waiting)
+    async with bench.poller() as poller, anyio.create_task_group() as tasks:
+        tasks.start_soon(poller.poll_once)
+        for number in (1, 2, 3):
+            await wait_until(
+                lambda number=number: bench.numbers[-1:] == [number], description=f"run {number}"
+            )
+            waiting.remove(next(one for one in waiting if one["id"] == str(UUID(int=number))))
+            bench.in_flight.started(UUID(int=number), connected=True, engine=True)
+    assert bench.numbers == [1, 2, 3]

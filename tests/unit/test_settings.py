@@ -314,3 +314,34 @@ def test_any_text_is_read_or_refused_and_what_was_read_can_be_exported_and_read_
     # Prefect joins lists with commas, which these kinds read differently from the JSON they came from.
     if exported is not None and shape.kind not in {Kind.DELAY, Kind.WORDS, Kind.VACUUM}:
         assert shape.to_text(shape.parse(exported)) == exported
+
+
+def test_how_runs_are_started_and_how_many(machine: Machine) -> None:
+    default = machine.load().headrace
+    assert (default.start_method, default.preload, default.max_starting) == ("warm", (), None)
+    assert default.min_free_memory == 256 * 1024**2
+    given = machine.load(
+        {
+            "HEADRACE_START_METHOD": "cold",
+            "HEADRACE_PRELOAD": "pandas, numpy",
+            "HEADRACE_MAX_STARTING": "3",
+            "HEADRACE_MIN_FREE_MEMORY": "1GiB",
+        }
+    ).headrace
+    assert (given.start_method, given.preload, given.max_starting) == ("cold", ("numpy", "pandas"), 3)
+    assert given.min_free_memory == 1024**3
+    flags = machine.load(flags={"HEADRACE_PRELOAD": "a,b", "HEADRACE_MIN_FREE_MEMORY": "0"}).headrace
+    assert (flags.preload, flags.min_free_memory) == (("a", "b"), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("HEADRACE_START_METHOD", "hot", "warm"),
+        ("HEADRACE_MAX_STARTING", "0", "at least 1"),
+        ("HEADRACE_MIN_FREE_MEMORY", "lots", "a number of bytes"),
+    ],
+)
+def test_how_runs_cannot_be_started(machine: Machine, name: str, value: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        machine.load({name: value})

@@ -22,6 +22,24 @@ from worker.api.websocket import Disconnected, NotUpgraded, WebSocket, connect
 from worker.settings import ApiSettings
 
 FLOW_RUN_CANCELLING: Final = "prefect.flow-run.Cancelling"
+FLOW_RUN_CLAIMABLE: Final = (
+    "prefect.flow-run.Scheduled",
+    "prefect.flow-run.AwaitingRetry",
+    "prefect.flow-run.Resuming",
+    "prefect.work-pool.updated",
+    "prefect.work-pool.ready",
+    "prefect.work-queue.ready",
+)
+"""After these a run of the pool may have become claimable (PROTOCOL 5.3).
+
+Not AwaitingConcurrencySlot: such a run is due half a minute later, and polling finds it.
+"""
+FLOW_RUN_ENDED: Final = tuple(
+    f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled")
+)
+"""The usual names of final states; a flow may give its own others, which polling finds."""
+DEPLOYMENT_CHANGED: Final = ("prefect.deployment.created", "prefect.deployment.updated")
+"""After these the server's scheduler may soon make runs, which no event tells of."""
 
 STEADY_SECONDS: Final = 30.0
 """A connection that has lived this long was a good one."""
@@ -134,7 +152,7 @@ class EventStream:
                 self._ring_all()
 
     def _ring_all(self) -> None:
-        for bell in self._bells.values():
+        for bell in dict.fromkeys(self._bells.values()):
             bell()
 
     def _steady(self) -> None:

@@ -15,6 +15,7 @@ from worker.api.errors import InvalidRequest, MissingEndpoint
 from worker.api.models import FlowRun, SetStateAnswer, State, StateType
 from worker.api.transport import Patience
 
+_ENDING = ["CANCELLING", "CANCELLED", "COMPLETED", "CRASHED", "FAILED"]
 _MOST_IDS = 200
 """Ids in one filter; also the most objects a server with default settings returns at once."""
 
@@ -71,28 +72,21 @@ class RunEndpoints(Endpoints):
         )
         return self._read_each(State, self._list(answer, operation), operation)
 
-    async def cancelling_flow_runs(
-        self, ids: Collection[UUID], **patience: Unpack[Patience]
-    ) -> list[FlowRun]:
-        """Those of `ids` somebody wants cancelled: of type CANCELLING, or CANCELLED with the name "Cancelling"."""
+    async def flow_runs_ending(self, ids: Collection[UUID], **patience: Unpack[Patience]) -> list[FlowRun]:
+        """Those of `ids` that are being cancelled or have ended."""
         found: list[FlowRun] = []
         ordered = sorted(ids)
         for start in range(0, len(ordered), _MOST_IDS):
             body = {
                 "flow_runs": {
                     "id": {"any_": [str(run_id) for run_id in ordered[start : start + _MOST_IDS]]},
-                    "state": {"type": {"any_": ["CANCELLING", "CANCELLED"]}},
+                    "state": {"type": {"any_": _ENDING}},
                 }
             }
             found += await self._pages(
-                FlowRun, path("flow_runs", "filter"), "look for runs to cancel", body, patience
+                FlowRun, path("flow_runs", "filter"), "look for runs that are ending", body, patience
             )
-        return [
-            run
-            for run in found
-            if run.state_type is StateType.CANCELLING
-            or (run.state_type is StateType.CANCELLED and run.state_name == "Cancelling")
-        ]
+        return found
 
     async def flow_runs_in_pool(
         self,

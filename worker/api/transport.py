@@ -10,6 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Self, TypedDict
 from uuid import UUID
@@ -29,6 +30,7 @@ from worker.api.errors import (
     Trouble,
     Unauthorized,
     Unreachable,
+    Verdict,
     backoff,
     shown,
 )
@@ -38,6 +40,9 @@ from worker.settings import ApiSettings
 
 _MOST_CSRF_RENEWALS: Final = 3
 _STUCK_SECONDS: Final = 60.0
+_OVERLOADED: Final = frozenset(
+    {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+)
 
 
 class Patience(TypedDict, total=False):
@@ -90,6 +95,11 @@ class Transport:
             now=now,
             csrf_client=csrf_client,
         )
+        self._observe: Callable[[float, bool], None] = lambda _seconds, _overloaded: None
+
+    def watch(self, observe: Callable[[float, bool], None]) -> None:
+        """Tell `observe` of every try from now on: its seconds, and whether the server was overloaded."""
+        self._observe = observe
 
     @property
     def url(self) -> str:
@@ -145,6 +155,7 @@ class Transport:
         while True:
             started = self._monotonic()
             verdict = await self._exchange.attempt(call)
+            self._observe(self._monotonic() - started, _overloaded(verdict))
             if isinstance(verdict, StaleCsrfToken):
                 renewals += 1
                 if renewals <= _MOST_CSRF_RENEWALS:
@@ -224,6 +235,11 @@ class Transport:
     async def _end_at_recovery(self, scope: anyio.CancelScope) -> None:
         await self.outage.recovery()
         scope.cancel()
+
+
+def _overloaded(verdict: Verdict) -> bool:
+    """Whether the answer is that of a server with too much to do; one that does not answer at all takes long."""
+    return isinstance(verdict, Trouble) and verdict.error.status in _OVERLOADED
 
 
 def _encode(body: Any) -> bytes | None:

@@ -14,7 +14,6 @@ import hashlib
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import cast
 
 import anyio
@@ -22,7 +21,7 @@ import structlog
 from anyio.abc import ByteStream, SocketAttribute, SocketListener, SocketStream, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from worker.processes.control_messages import MAX_RECEIPT, Intent, Receipt, decode_receipt
+from worker.processes.control_messages import MAX_RECEIPT, Intent, IntentResult, Receipt, decode_receipt
 
 _TOKEN_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 1.0
@@ -38,25 +37,13 @@ _SHORTAGE_PAUSE = 0.1
 _GONE = (anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
-class IntentResult(StrEnum):
-    """What became of an intent.
-
-    ACKNOWLEDGED: the engine knows it and will act on it when SIGTERM comes. NOT_CONNECTED, NO_ACK: it will take SIGTERM
-    for a crash. ALREADY_CONCLUDED: it has reported its end before, and is to be left alone.
-    """
-
-    ACKNOWLEDGED = "acknowledged"
-    NOT_CONNECTED = "not_connected"
-    NO_ACK = "no_ack"
-    ALREADY_CONCLUDED = "already_concluded"
-
-
 @dataclass(slots=True, eq=False)
 class _Session:
     """One registered child, from `register` to `unregister`."""
 
     flow_run_id: str
     sending: anyio.Lock = field(default_factory=anyio.Lock)
+    arrived: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
     released: anyio.Event = field(default_factory=anyio.Event)
     answered: anyio.Event = field(default_factory=anyio.Event)
@@ -141,6 +128,11 @@ class ControlChannel:
         session = self._sessions.get(_digest(token.encode()))
         return session is not None and session.stream is not None
 
+    async def wait_connected(self, token: str) -> None:
+        """Wait until the engine has connected, just before it proposes Running; for ever if it never does."""
+        session = self._sessions.get(_digest(token.encode()))
+        await (anyio.sleep_forever() if session is None else session.arrived.wait())
+
     def receipt(self, token: str) -> Receipt | None:
         """What the engine reported at its end, if it did."""
         session = self._sessions.get(_digest(token.encode()))
@@ -224,6 +216,7 @@ class ControlChannel:
             if session is None:
                 return
             session.stream = stream
+            session.arrived.set()
             try:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_when_unregistered, session, tasks.cancel_scope)
@@ -293,5 +286,5 @@ async def _when_unregistered(session: _Session, scope: anyio.CancelScope) -> Non
 
 
 def _digest(token: bytes) -> bytes:
-    """Tokens are looked up by digest: how long that takes says nothing about how much of a guess was right."""
+    """Tokens are looked up by digest: how long that takes tells nothing of how much of a guess was right."""
     return hashlib.sha256(token).digest()

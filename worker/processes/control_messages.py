@@ -34,6 +34,19 @@ class Intent(StrEnum):
                 return b"q"
 
 
+class IntentResult(StrEnum):
+    """What became of an intent.
+
+    ACKNOWLEDGED: the engine knows it and will act on it when SIGTERM comes. NOT_CONNECTED, NO_ACK: it will take SIGTERM
+    for a crash. ALREADY_CONCLUDED: it has reported its end before, and is to be left alone.
+    """
+
+    ACKNOWLEDGED = "acknowledged"
+    NOT_CONNECTED = "not_connected"
+    NO_ACK = "no_ack"
+    ALREADY_CONCLUDED = "already_concluded"
+
+
 class Disposition(StrEnum):
     """What an engine says about its end."""
 

@@ -10,7 +10,7 @@ A run lives in the daemon's cgroup unless its command leaves it (`systemd-run`, 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 _KILLER = "the kernel's out-of-memory killer struck"
@@ -25,12 +25,14 @@ class CgroupMemory:
 
     `oom_kills`: processes killed for lack of memory in the group or below it. `ooms`: how often a limit of the group or
     below it was the reason for a search for something to kill. `limit` is in bytes, None also if there is none.
+    `directory` is where its files are.
     """
 
     path: str
     oom_kills: int | None = None
     ooms: int | None = None
     limit: int | None = None
+    directory: Path | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def read_memory_evidence(*, root: Path = Path("/")) -> MemoryEvidence:
     """
     return MemoryEvidence(
         cgroups=_cgroups(root),
-        oom_kills=_counter(root / "proc/vmstat", "oom_kill"),
+        oom_kills=read_counter(root / "proc/vmstat", "oom_kill"),
     )
 
 
@@ -169,20 +171,22 @@ def _read_v2(root: Path, mount: str, path: str) -> CgroupMemory:
     directory = _below(root, mount, path)
     return CgroupMemory(
         path=path,
-        oom_kills=_counter(directory / "memory.events", "oom_kill"),
-        ooms=_counter(directory / "memory.events", "oom"),
-        limit=_number(directory / "memory.max"),
+        oom_kills=read_counter(directory / "memory.events", "oom_kill"),
+        ooms=read_counter(directory / "memory.events", "oom"),
+        limit=read_number(directory / "memory.max"),
+        directory=directory,
     )
 
 
 def _read_v1(root: Path, mount: str, path: str, *, own: bool) -> CgroupMemory:
     """In v1 a group counts only its own processes, so the counters of those around it say nothing of ours."""
     directory = _below(root, mount, path)
-    limit = _number(directory / "memory.limit_in_bytes")
+    limit = read_number(directory / "memory.limit_in_bytes")
     return CgroupMemory(
         path=path,
-        oom_kills=_counter(directory / "memory.oom_control", "oom_kill") if own else None,
+        oom_kills=read_counter(directory / "memory.oom_control", "oom_kill") if own else None,
         limit=limit if limit is not None and limit < _NO_LIMIT else None,
+        directory=directory,
     )
 
 
@@ -190,7 +194,7 @@ def _below(root: Path, mount: str, path: str) -> Path:
     return root / mount.lstrip("/") / path.lstrip("/")
 
 
-def _counter(file: Path, name: str) -> int | None:
+def read_counter(file: Path, name: str) -> int | None:
     """The value of a line `name value`."""
     for line in _lines(file):
         key, _, value = line.partition(" ")
@@ -199,7 +203,7 @@ def _counter(file: Path, name: str) -> int | None:
     return None
 
 
-def _number(file: Path) -> int | None:
+def read_number(file: Path) -> int | None:
     """The number a file consists of; None for `max`."""
     lines = _lines(file)
     return int(lines[0]) if len(lines) == 1 and lines[0].isdecimal() else None

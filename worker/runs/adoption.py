@@ -46,7 +46,7 @@ class Adoption:
         """Attend to the process until its report; started once the slot is held. Raises nothing but cancellation."""
         with bound_contextvars(flow_run_id=str(self._flow_run.id), flow_run=self._flow_run.name):
             try:
-                with self._services.in_flight.slot(self._flow_run.id, self):
+                with self._services.in_flight.slot(self._flow_run.id, self, starting=False):
                     task_status.started()
                     await self._attend()
             except Exception as error:  # noqa: BLE001 - the edge: one run's error is not its neighbours'

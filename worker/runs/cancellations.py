@@ -1,33 +1,46 @@
-"""Asks the server which runs in flight are being cancelled, and tells their executions.
+"""Asks the server which runs in flight are being cancelled or have ended, and says so to whom it concerns.
 
 Polling is the guarantee: it works with every websocket blocked (PROTOCOL 5.4). A hint only makes the next
-question come at once. It costs nothing while nothing is in flight.
+question come sooner. It costs nothing while nothing is in flight.
 """
 
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import structlog
 
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, ServerFault
-from worker.api.models import StateType
+from worker.api.models import FlowRun, StateType
 from worker.runs.in_flight import InFlight
 from worker.runs.wake import Wake
 
 # After a hint: an event can be published before the state that it tells of is committed (PROTOCOL 5.3).
 PAUSES_AFTER_HINT = (0.1, 0.4)
+# The same, for a run's end: the slot that it frees is worth one question, not three.
+PAUSE_AFTER_END = 0.03
 
 
 class Cancellations:
     """One question for all runs in flight, every `interval` seconds, and some soon after each hint.
 
-    `wake` is for the loop that calls `check_once`: rung when the next question cannot wait.
+    `wake` is for the loop that calls `check_once`: rung when the next question cannot wait. A run that has ended gives
+    its slot back (`InFlight.conclude`), although its process may take another second to go.
     """
 
-    def __init__(self, *, client: PrefectClient, in_flight: InFlight, interval: float) -> None:
+    def __init__(
+        self,
+        *,
+        client: PrefectClient,
+        in_flight: InFlight,
+        interval: float,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
         self._client = client
         self._in_flight = in_flight
         self._interval = interval
+        self._sleep = sleep
+        self._ended = False
         self._log = structlog.get_logger()
         self._looks: int | None = None
         self.wake = Wake()
@@ -38,35 +51,57 @@ class Cancellations:
             self.wake.set()
         self._looks = 0
 
+    def hint_end(self) -> None:
+        """Somebody heard that a run of our pool has ended."""
+        if not self._ended and self._in_flight.unconcluded:
+            self._ended = True
+            self.wake.set()
+
     async def check_once(self) -> float:
-        """Pass on each cancellation found; returns the seconds until the next look."""
+        """Pass on what is found; returns the seconds until the next look."""
+        if self._ended and self._looks is None:
+            await self._sleep(PAUSE_AFTER_END)
         # Before the question: a hint that comes while it is under way wants one more.
+        self._ended = False
         self._looks = None if self._looks is None else self._looks + 1
-        ids = list(self._in_flight)
+        ids = self._in_flight.unconcluded
         if ids:
-            for flow_run_id in await self._find(ids):
-                execution = self._in_flight.get(flow_run_id)
-                if execution is not None:
+            for flow_run in await self._find(ids):
+                execution = self._in_flight.get(flow_run.id)
+                if execution is not None and is_being_cancelled(flow_run):
                     execution.cancel()
+                elif has_ended(flow_run):
+                    self._in_flight.conclude(flow_run.id)
         if self._looks is not None and self._looks > len(PAUSES_AFTER_HINT):
             self._looks = None
         return next_look(self._looks, interval=self._interval)
 
-    async def _find(self, ids: list[UUID]) -> list[UUID]:
+    async def _find(self, ids: list[UUID]) -> list[FlowRun]:
         try:
-            return [flow_run.id for flow_run in await self._client.cancelling_flow_runs(ids)]
+            return await self._client.flow_runs_ending(ids)
         except ServerFault as error:
             # One run the server cannot read spoils every answer that includes it (PROTOCOL 2.8).
             self._log.debug("cancellations.one_by_one", reason=str(error))
-        return [flow_run_id for flow_run_id in ids if await self._is_cancelling(flow_run_id)]
+        return [flow_run for flow_run_id in ids if (flow_run := await self._read(flow_run_id)) is not None]
 
-    async def _is_cancelling(self, flow_run_id: UUID) -> bool:
+    async def _read(self, flow_run_id: UUID) -> FlowRun | None:
         try:
-            flow_run = await self._client.read_flow_run(flow_run_id, max_tries=1)
+            return await self._client.read_flow_run(flow_run_id, max_tries=1)
         except ApiError as error:
             self._log.debug("cancellations.unreadable", flow_run_id=str(flow_run_id), reason=str(error))
-            return False
-        return flow_run.state_type is StateType.CANCELLING
+            return None
+
+
+def is_being_cancelled(flow_run: FlowRun) -> bool:
+    """Whether somebody wants it cancelled: of type CANCELLING, or CANCELLED with the name "Cancelling"."""
+    named = flow_run.state_type is StateType.CANCELLED and flow_run.state_name == "Cancelling"
+    return named or flow_run.state_type is StateType.CANCELLING
+
+
+def has_ended(flow_run: FlowRun) -> bool:
+    """Whether its state is final, and nothing is left to do about it."""
+    final = flow_run.state_type is not None and flow_run.state_type.is_final
+    return final and not is_being_cancelled(flow_run)
 
 
 def next_look(looks: int | None, *, interval: float) -> float:

@@ -17,18 +17,28 @@ SHORTAGE_PAUSE = 10.0
 class ClaimGate:
     """Asked before each poll's claims; one for the daemon's life. `free_bytes` looks at the disk the runs are on.
 
-    `monotonic` is the clock of pauses, in seconds.
+    `free_memory` is how many bytes of memory are left, None when that cannot be told; with fewer than
+    `min_free_memory` nothing is claimed, 0 being for no such bound. `monotonic` is the clock of pauses, in seconds.
     """
 
     def __init__(
-        self, *, journal: Journal, free_bytes: Callable[[], int], monotonic: Callable[[], float]
+        self,
+        *,
+        journal: Journal,
+        free_bytes: Callable[[], int],
+        free_memory: Callable[[], int | None],
+        min_free_memory: int,
+        monotonic: Callable[[], float],
     ) -> None:
         self._journal = journal
         self._monotonic = monotonic
         self._short_until = 0.0
         self._shortage = ""
         self._free_bytes = free_bytes
+        self._free_memory = free_memory
+        self._min_free_memory = min_free_memory
         self._low = False
+        self._memory_low = False
         self._log = structlog.get_logger()
 
     def shortage(self, reason: str) -> None:
@@ -44,6 +54,11 @@ class ClaimGate:
             return f"the journal cannot be written: {self._journal.trouble}"
         if self._monotonic() < self._short_until:
             return self._shortage
+        if self._disk_is_low():
+            return "the disk is nearly full"
+        return "memory is nearly used up" if self._memory_is_low() else None
+
+    def _disk_is_low(self) -> bool:
         free = self._free_bytes()
         low = free < LEAST_FREE_BYTES
         if low and not self._low:
@@ -56,7 +71,22 @@ class ClaimGate:
         elif self._low and not low:
             self._log.info("disk.freed", free_bytes=free)
         self._low = low
-        return "the disk is nearly full" if low else None
+        return low
+
+    def _memory_is_low(self) -> bool:
+        free = self._free_memory() if self._min_free_memory else None
+        low = free is not None and free < self._min_free_memory
+        if low and not self._memory_low:
+            self._log.warning(
+                "memory.low",
+                free_bytes=free,
+                min_free_bytes=self._min_free_memory,
+                hint="no run is claimed until more memory is free; --min-free-memory is the bound",
+            )
+        elif self._memory_low and not low:
+            self._log.info("memory.freed", free_bytes=free)
+        self._memory_low = low
+        return low
 
 
 def free_bytes(directory: Path) -> int:

@@ -16,6 +16,8 @@ from worker.runs.job_variables import JobConfiguration
 
 ENGINE = ("-m", "prefect.engine")
 FLOW_RUN_ID = "PREFECT__FLOW_RUN_ID"
+# What a flow gets unless anybody says otherwise. Each of an engine's clients would ask for the server's version first.
+DEFAULTS = {"PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false"}
 
 
 class CommandError(ValueError):
@@ -59,7 +61,7 @@ def child_environment(
     protected: Mapping[str, str],
     command_configured: bool,
 ) -> dict[str, str]:
-    """The child's whole environment, weakest layer first (PROTOCOL 4.2, 3.8.4 and later).
+    """The child's whole environment, weakest layer first (PROTOCOL 4.2, 3.8.4 and later); `DEFAULTS` are weaker still.
 
     A job's variables win over the worker's Prefect settings, except under a custom command, where stock
     lays the settings over them. A null value is dropped: it hides the job's weaker layers, and what the
@@ -67,8 +69,8 @@ def child_environment(
     """
     job_values = {name: value for name, value in job.items() if value is not None}
     if command_configured:
-        return {**worker_environment, **attributed, **job_values, **settings, **protected}
-    return {**worker_environment, **settings, **attributed, **job_values, **protected}
+        return {**DEFAULTS, **worker_environment, **attributed, **job_values, **settings, **protected}
+    return {**DEFAULTS, **worker_environment, **settings, **attributed, **job_values, **protected}
 
 
 def protected_environment(*, flow_run_id: UUID, control: ControlAddress | None) -> dict[str, str]:

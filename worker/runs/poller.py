@@ -3,23 +3,27 @@
 Claims happen one after the other, in the server's order, right after the answer they come from: an old
 answer could re-run a finished run (PROTOCOL 2.6). Runs are never held back in a queue here; what cannot
 start now stays Scheduled, for this daemon later or for another one now. Runs that are not worth running any
-more are skipped; which these are is `lateness`' judgement.
+more are skipped; which these are is `lateness`' judgement. When to ask, and how early a run is claimed, is
+`lookahead`'s.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import anyio
 import structlog
 
 from worker.api.client import PrefectClient
-from worker.api.errors import ApiError, NotFound
+from worker.api.errors import NotFound
 from worker.api.models import FlowRun, StateType
 from worker.runs.conclusion import IN_PROCESS_RETRY
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
-from worker.runs.lateness import AWAITING_SLOT, STANDING, Due, Series, Skip, all_due, latest_of_each, plan
+from worker.runs.lateness import Skip, plan
+from worker.runs.latest_runs import LatestRuns
+from worker.runs.lookahead import Agenda, Leads, later, start_time
+from worker.runs.wake import Wake
 
 # A poll answer older than this says nothing any more: a run on it may have been run meanwhile.
 LONGEST_AGE = timedelta(seconds=5)
@@ -28,16 +32,27 @@ LONGEST_AGE = timedelta(seconds=5)
 # takes, and while the deployment's are taken the server refuses every claim.
 SKIPPING_AGE = timedelta(seconds=2)
 MOST_SKIPS = 50
-# How many seconds the server is asked for the latest runs of schedules: other runs are waiting.
-LOOKUP_LIMIT = 20.0
+# How many more runs are asked for than there is room for: some claims are lost to other workers. A server refuses a
+# limit above its own (200 unless configured), so a large one is left to it.
+SPARE = 2
+MOST_LIMITED = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What became of an answer: runs started, whether it grew too old first, and whether room ran out first."""
+
+    started: int
+    cut_off: bool = False
+    left: bool = False
 
 
 class Poller:
     """Asks, and hands each claimable run to `start`, waiting until its claim is decided.
 
-    `interval` is PREFECT_WORKER_QUERY_SECONDS, spread by 30 % either way so that daemons do not ask in
-    step (PROTOCOL 8); `prefetch` seconds is how far ahead of its due time a run may be started. `max_late`
-    (seconds, None for never) and `only_latest` say which runs of schedules are skipped instead.
+    `agenda` says when to ask, `leads` how long before its due time a run is claimed. `max_late` (seconds, None
+    for never) and `only_latest` say which runs of schedules are skipped instead. With `run_once` one step serves
+    all that is found. `wake` is for the loop that calls `poll_once`: rung when the next question cannot wait.
 
     `skip` starts an execution that claims the run and reports it Cancelled with this message; its claim is
     decided when it is over, and its slots (here and of its deployment) are free again. `may_claim` is asked
@@ -50,72 +65,129 @@ class Poller:
         client: PrefectClient,
         pool: str,
         work_queues: Sequence[str],
-        prefetch: float,
-        interval: float,
+        agenda: Agenda,
+        leads: Leads,
         in_flight: InFlight,
+        wake: Wake,
         start: Callable[[FlowRun], Execution],
         now: Callable[[], datetime],
-        random: Callable[[], float],
         max_late: float | None,
         only_latest: bool,
         skip: Callable[[FlowRun, str], Execution],
         may_claim: Callable[[], str | None],
+        run_once: bool = False,
     ) -> None:
         self._client = client
         self._pool = pool
         self._work_queues = tuple(work_queues)
-        self._prefetch = timedelta(seconds=prefetch)
-        self._interval = interval
+        self._agenda = agenda
+        self._leads = leads
         self._in_flight = in_flight
+        self._wake = wake
         self._start = start
         self._now = now
-        self._random = random
         self._max_late = None if max_late is None else timedelta(seconds=max_late)
-        self._only_latest = only_latest
+        self._latest = LatestRuns(client=client, now=now) if only_latest else None
         self._skip = skip
         self._may_claim = may_claim
+        self._run_once = run_once
         self._log = structlog.get_logger()
         self._refused: str | None = None
-        self._latest_unknown = False
         self._tried: frozenset[UUID] = frozenset()
         # The last answer had grown too old before a run could be started: the next one is for starting only.
         self._starved = False
+        # Whether the question was due by the interval, for the log.
+        self._ahead = True
         self.last_polled: datetime | None = None
 
-    async def poll_once(self) -> float:
-        """Ask once, skip what has become too late, claim what can start; returns the seconds until the next question.
+    def hint(self) -> None:
+        """Somebody heard that a run of our pool may have become claimable, or may have missed hearing it."""
+        if self._agenda.hint():
+            self._wake.set()
 
-        Without a free slot, or when nothing may be claimed, the question is still put, for no runs at all: it
-        keeps the queues READY (PROTOCOL 2.2).
+    def expect_scheduler(self) -> None:
+        """A deployment has changed: runs may be claimable now, and others when the server's scheduler made them."""
+        self._agenda.expect()
+        self.hint()
+
+    async def poll_once(self) -> float:
+        """Ask, skip what has become too late, claim what can start; returns the seconds until the next question.
+
+        Without room for another run, or when nothing may be claimed, a question that is due is still put, for no
+        runs at all: it keeps the queues READY (PROTOCOL 2.2).
         """
+        self._agenda.begin(now=self._now())
         withheld = self._may_claim()
-        full = self._in_flight.free == 0
-        self._in_flight.want(wanted=full)
-        runs = await self._ask(limit=0 if full or withheld is not None else None)
-        self.last_polled = answered = self._now()
+        if withheld is not None or self._in_flight.room == 0:
+            await self._ask_for_nothing(withheld)
+            return self._agenda.delay(now=self._now())
+        self._in_flight.want(wanted=False)
+        self._ahead = self._agenda.look_is_due
+        answer, limit = await self._ask_for_startable()
+        served = await self._serve(answer)
+        if not served.cut_off and limit is not None and len(answer) >= limit and self._in_flight.room:
+            # Nearly nothing of it could be claimed; there may be more behind it.
+            served = await self._serve(await self._ask(lead=self._leads.longest, limit=None))
+        while self._run_once and served.left and self._in_flight.free != 0:
+            if not self._in_flight.room:
+                await self._in_flight.wait_for_change()
+                continue
+            served = await self._serve(await self._ask(lead=self._leads.longest, limit=None))
+        return 0.0 if served.cut_off else self._agenda.delay(now=self._now())
+
+    async def _ask_for_nothing(self, withheld: str | None) -> None:
+        self._in_flight.want(wanted=True)
+        self._agenda.rest()
+        if self._agenda.look_is_due:
+            await self._ask(lead=self._leads.longest, limit=0)
+            self._agenda.looked()
+            self._log.debug("poll.done", found=0, in_flight=len(self._in_flight), withheld=withheld)
+
+    async def _ask_for_startable(self) -> tuple[list[FlowRun], int | None]:
+        """The runs that may be claimed now, asking no more of the server than is needed; and the limit set to them.
+
+        The server puts priority before time and cuts the answer off, so runs that are not due yet can push out runs
+        that are: an answer with any of those is no answer to what can start (PROTOCOL 2.3).
+        """
+        if self._agenda.look_is_due:
+            runs = await self._ask(lead=self._leads.longest + self._agenda.reach, limit=None)
+            self._agenda.looked()
+            ahead = later(runs, now=self._now(), leads=self._leads)
+            self._agenda.note(ahead)
+            if not ahead:
+                return runs, None
+        judged = self._max_late is not None or self._latest is not None
+        enough = self._in_flight.room + SPARE
+        limit = None if judged or self._run_once or enough > MOST_LIMITED else enough
+        return await self._ask(lead=self._leads.longest, limit=limit), limit
+
+    async def _serve(self, runs: Sequence[FlowRun]) -> _Served:
+        """Skip and start what is to be, on an answer that has just come."""
+        answered = self._now()
         latest, stand_in = None, True
-        if self._only_latest:
-            latest = await self._latest(runs)
+        if self._latest is not None:
+            latest = await self._latest.of(runs)
             if self._older(answered, SKIPPING_AGE):
                 # What has been learnt about the series still holds, what the runs' states were does not.
-                runs, stand_in = await self._ask(limit=None), False
+                runs, stand_in = await self._ask(lead=self._leads.longest, limit=None), False
                 answered = self._now()
+        self._agenda.note(later(runs, now=self._now(), leads=self._leads))
         todo = plan(runs, now=self._now(), max_late=self._max_late, latest=latest, stand_in=stand_in)
         progress = await self._skip_some(() if self._starved else todo.skips, answered)
-        started, cut_off = await self._start_all(todo.starts, answered)
-        self._starved = cut_off and not started
+        served = await self._start_all(todo.starts, answered)
+        self._starved = served.cut_off and not served.started
+        self._agenda.found(served.started)
         self._log.debug(
             "poll.done",
+            ahead=self._ahead,
             found=len(runs),
-            started=started,
+            started=served.started,
             in_flight=len(self._in_flight),
+            starting=self._in_flight.starting,
             skipped=len(self._tried),
-            cut_off=cut_off,
-            withheld=withheld,
+            cut_off=served.cut_off,
         )
-        if progress or cut_off:
-            return 0.0
-        return self._interval * (0.7 + 0.6 * self._random())
+        return _Served(served.started, cut_off=served.cut_off or progress, left=served.left)
 
     def _older(self, answered: datetime, age: timedelta) -> bool:
         return self._now() - answered > age
@@ -136,73 +208,41 @@ class Poller:
         self._tried = frozenset(tried)
         return progress
 
-    async def _start_all(self, flow_runs: Sequence[FlowRun], answered: datetime) -> tuple[int, bool]:
-        """Start what can be started on an answer; how many that were, and whether the answer has grown too old."""
+    async def _start_all(self, flow_runs: Sequence[FlowRun], answered: datetime) -> _Served:
+        """Start what can be started on an answer."""
         started = 0
         for flow_run in flow_runs:
+            if not self._is_claimable(flow_run):
+                continue
             if self._is_full():
-                break
+                return _Served(started, left=True)
             if self._older(answered, LONGEST_AGE):
-                return started, True
-            if self._is_claimable(flow_run):
-                await self._start(flow_run).claim_decided()
-                started += 1
-        return started, False
+                return _Served(started, cut_off=True)
+            await self._start(flow_run).claim_decided()
+            started += 1
+        return _Served(started)
 
     def _is_full(self) -> bool:
-        """No slot is free for a run that could use it."""
-        full = self._in_flight.free == 0
+        """There is no room for a run that could use it."""
+        full = self._in_flight.room == 0
         if full:
             self._in_flight.want(wanted=True)
         return full
 
     def _is_claimable(self, flow_run: FlowRun) -> bool:
         in_flight = flow_run.id in self._in_flight
-        reason = unclaimable(flow_run, now=self._now(), in_flight=in_flight)
+        reason = unclaimable(flow_run, now=self._now(), in_flight=in_flight, leads=self._leads)
         if reason is not None:
             self._log.debug("flow_run.left", flow_run_id=str(flow_run.id), reason=reason)
             if in_flight:
                 self._in_flight.want(wanted=True)
         return reason is None
 
-    async def _latest(self, flow_runs: Sequence[FlowRun]) -> dict[Series, Due]:
-        """The latest run of each series with a missed one in this answer, begun already or not.
-
-        When the server cannot tell, nothing is judged at first; when it still cannot, the answer's own latest are
-        taken: better a run too many than none.
-        """
-        now = self._now()
-        deadline = anyio.current_time() + LOOKUP_LIMIT
-        latest = latest_of_each(one for one in all_due(flow_runs, now=now) if one.missed)
-        sought, offset = set(latest), 0
-        try:
-            while sought:
-                deployments = {series.deployment_id for series in sought}
-                page = await self._client.flow_runs_due(deployments, STANDING, now, offset, deadline=deadline)
-                if not page:
-                    break
-                found = {
-                    series: one
-                    for series, one in latest_of_each(all_due(page, now=now)).items()
-                    if series in sought
-                }
-                latest = latest_of_each([*latest.values(), *found.values()])
-                sought -= found.keys()
-                narrowed = deployments != {series.deployment_id for series in sought}
-                offset = 0 if narrowed else offset + len(page)
-        except ApiError as error:
-            if self._latest_unknown:
-                return latest
-            self._latest_unknown = True
-            self._log.warning("poll.latest_unknown", reason=str(error))
-            return {}
-        self._latest_unknown = False
-        return latest
-
-    async def _ask(self, *, limit: int | None) -> list[FlowRun]:
+    async def _ask(self, *, lead: timedelta, limit: int | None) -> list[FlowRun]:
+        """The runs of ours that are due by now and this much later, in the server's order."""
         try:
             runs = await self._client.get_scheduled_flow_runs(
-                self._pool, self._work_queues, self._now() + self._prefetch, limit=limit
+                self._pool, self._work_queues, self._now() + lead, limit=limit
             )
         except NotFound as error:
             # The pool, or one of the queues, does not exist. The server names it, and refuses the whole
@@ -216,19 +256,19 @@ class Poller:
                     " check their spelling or create them",
                 )
             self._refused = str(error)
-            return []
-        if self._refused is not None:
-            self._log.info("poll.accepted")
-            self._refused = None
+            runs = []
+        else:
+            if self._refused is not None:
+                self._log.info("poll.accepted")
+                self._refused = None
+        self.last_polled = self._now()
         return runs
 
 
-def unclaimable(flow_run: FlowRun, *, now: datetime, in_flight: bool) -> str | None:
+def unclaimable(flow_run: FlowRun, *, now: datetime, in_flight: bool, leads: Leads) -> str | None:
     """Why a run that was handed out must not be claimed now; None when it may be.
 
-    A run that waits for a deployment's concurrency slot is claimed only once due, else every poll would
-    ask in vain (PROTOCOL 2.6). Servers before 3.1.3 hand out runs whose live process waits to retry
-    (PROTOCOL 9).
+    Servers before 3.1.3 hand out runs whose live process waits to retry (PROTOCOL 9).
     """
     if in_flight:
         return "its previous attempt is still ending here"
@@ -236,7 +276,7 @@ def unclaimable(flow_run: FlowRun, *, now: datetime, in_flight: bool) -> str | N
         return f"its state is {flow_run.state_name}"
     if flow_run.retry_type == IN_PROCESS_RETRY:
         return "its own process will retry it"
-    due = flow_run.next_scheduled_start_time
-    if flow_run.state_name == AWAITING_SLOT and due is not None and due > now:
-        return "it waits for a concurrency slot of its deployment"
+    time = start_time(flow_run, leads)
+    if time is not None and time > now:
+        return "it is not due yet"
     return None

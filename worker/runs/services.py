@@ -15,6 +15,7 @@ from worker.runs.claims import Claims
 from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
 from worker.runs.journal import Journal
+from worker.runs.lookahead import Leads
 from worker.runs.outbox import Outbox
 from worker.runs.preparation import Preparation
 from worker.runs.start_method import Starter
@@ -41,6 +42,7 @@ class Services:
     gate: ClaimGate
     stopping: Stopping
     in_flight: InFlight
+    leads: Leads
     outbox: Outbox
     events: WorkerEvents
     hooks: HookRunner

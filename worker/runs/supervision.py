@@ -11,7 +11,7 @@ import structlog
 
 from worker.api.errors import ApiError
 from worker.api.models import FlowRun
-from worker.processes.control import IntentResult
+from worker.processes.control_messages import Disposition, IntentResult, Receipt
 from worker.processes.control_messages import Intent as ControlIntent
 from worker.processes.evidence import (
     MemoryEvidence,
@@ -35,6 +35,8 @@ from worker.runs.workspace import Workspace
 NOTE_GRACE = 2.0
 # How long an engine that listens may take to answer; on a busy machine its thread gets its turn late.
 TELL_TIMEOUT = 5.0
+# How long a process whose run has ended goes without a slot, in seconds: it has logs to send.
+LINGER = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Supervision:
             attending.start_soon(self._bound_output, done)
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._obey_cancellation)
+                watching.start_soon(self._watch_start)
+                watching.start_soon(self._watch_end)
                 await self._launched.handle.wait()
                 watching.cancel_scope.cancel()
             noting.deadline = anyio.current_time() + NOTE_GRACE
@@ -176,6 +180,55 @@ class Supervision:
                 f"The earliest {describe_bytes(dropped)} of the output were dropped from the worker's disk:"
                 f" it keeps {describe_bytes(limit)} (--output-limit)."
             )
+
+    async def _watch_start(self) -> None:
+        """Note when the process is starting no more: its engine has connected, or should have."""
+        run, in_flight, token = self._launched.flow_run, self._services.in_flight, self._launched.token
+        if token is None:
+            return
+        engine = self._record.entry.engine
+        with anyio.move_on_after(in_flight.patience(engine=engine)) as patience:
+            await self._services.control.wait_connected(token)
+        connected = not patience.cancelled_caught
+        seconds = in_flight.started(run.id, connected=connected, engine=engine)
+        if seconds is None:
+            return
+        self._log.debug("flow_run.starting_over", connected=connected, seconds=round(seconds, 3))
+        if connected:
+            self._services.leads.measured(run.deployment_id, seconds)
+
+    async def _watch_end(self) -> None:
+        """Hand the slot on once the run's end is known, from its engine or the server: the process takes another second.
+
+        One that does not go takes its slot again. What a flow does after its end is the user's, and not ended for our sake.
+        """
+        in_flight, run_id = self._services.in_flight, self._launched.flow_run.id
+        async with anyio.create_task_group() as listening:
+            listening.start_soon(self._listen_for_end)
+            await in_flight.wait_concluded(run_id)
+            listening.cancel_scope.cancel()
+        self._log.debug("flow_run.concluded")
+        await anyio.sleep(LINGER)
+        in_flight.reclaim(run_id)
+        self._log.info(
+            "flow_run.lingering",
+            pid=self._launched.handle.pid,
+            seconds=LINGER,
+            hint="the run has ended and its process has not: a thread or an atexit function of the flow keeps it alive",
+        )
+
+    async def _listen_for_end(self) -> None:
+        """An engine that says that its orchestration was aborted has reported nothing; then its exit decides.
+
+        So it does once the run is being cancelled or stopped: what such an engine reports need not be what was asked for.
+        """
+        if self._launched.token is None:
+            return
+        word = await self._services.control.wait_concluded(self._launched.token)
+        if not isinstance(word, Receipt) or word.disposition is not Disposition.STATE_REPORTED:
+            return
+        if self._intent is Intent.NONE:
+            self._services.in_flight.conclude(self._launched.flow_run.id)
 
     async def _obey_cancellation(self) -> None:
         """Cancel through the control channel, so that the engine runs its hooks; then end the process."""
