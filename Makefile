@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Newer than pyproject.toml and constraints.txt exactly when .venv holds what they ask for.
 STAMP := $(VENV)/.installed
-SOURCES := worker tests examples
+SOURCES := worker tests examples bench
 
 # A user's pip or interpreter configuration must not leak into .venv.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -22,7 +22,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long check chaos clean
+.PHONY: help venv demo test test-long check chaos bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ KILLS ?= 15
 chaos: $(STAMP) ## Kill daemons, flows and the server at random, and prove that nothing was lost (RUNS=60 KILLS=15)
 	$(BIN)/python -m tests.chaos --runs $(RUNS) --kills $(KILLS) $(ARGS)
 
+bench: $(STAMP) ## Measure stock Prefect and headrace side by side: docs/performance.md (ARGS=--quick)
+	$(BIN)/python -m bench $(ARGS)
+
 check: $(STAMP) ## Check format, lint, types (strict) and import layers
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -51,7 +54,7 @@ check: $(STAMP) ## Check format, lint, types (strict) and import layers
 venv: $(STAMP) ## Build .venv, or bring it up to date
 
 clean: ## Remove .venv and everything that the other targets leave behind
-	rm -rf $(VENV) .demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .demo .bench .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 # An interpreter without ensurepip (Debian splits it off) still does, as long as its own pip can install into another
 # environment (22.3 and newer); so nothing more than Python and pip is ever asked for.

@@ -3,10 +3,8 @@
 Owns no behaviour. What the parts do is theirs; in which order they live and die is `daemon`'s.
 """
 
-import os
 import random
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ from worker.api.models import FlowRun
 from worker.processes.control import ControlChannel
 from worker.processes.forkserver import ForkServer
 from worker.processes.launcher import Launcher
-from worker.processes.memory import available_memory
+from worker.processes.machine import available_memory, processors
 from worker.processes.output import Mask
 from worker.processes.tree import OrphanReaper
 from worker.runs.cancellations import Cancellations
@@ -295,13 +293,6 @@ def assemble(
         ),
         stopping=stopping,
     )
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def utc_now() -> datetime:

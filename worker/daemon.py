@@ -31,7 +31,7 @@ from worker.shutdown import Shutdown
 
 LONGEST_PAUSE = 30.0
 # Settings may say 0 seconds; asking without a pause would help nobody.
-SHORTEST_PAUSE = 0.1
+SHORTEST_PAUSE = 0.01
 LAST_FLUSH_LIMIT = 5.0
 
 EXIT_CONFIGURATION = 1

@@ -19,8 +19,8 @@ from structlog.testing import capture_logs
 from tests.support.leaks import open_descriptors
 from tests.support.processes import Launches
 from tests.support.wait import wait_until
-from worker.processes.control import ControlChannel, IntentResult
-from worker.processes.control_messages import Disposition, Intent, Receipt
+from worker.processes.control import ControlChannel
+from worker.processes.control_messages import Disposition, Intent, IntentResult, Receipt
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
@@ -105,7 +105,8 @@ async def test_an_acknowledged_intent(intent: Intent, byte: bytes, hello: bytes)
         token = channel.register("run")
         results: list[IntentResult] = []
         async with child(channel, token.encode() + b"\n", hello) as connected:
-            await wait_until(lambda: channel.connected(token), description="the connection")
+            await channel.wait_connected(token)
+            assert channel.connected(token)
             if hello:
                 assert await connected.receive(5) == HELLO
             async with anyio.create_task_group() as group:

@@ -60,6 +60,24 @@ def test_killed_at_any_write_of_the_journal(
     assert Counter(name for name in api.state_names(run) if name == "Completed") == {"Completed": 1}
 
 
+@pytest.mark.parametrize(
+    ("write", "when"),
+    [(2, "before"), (2, "after"), (3, "before"), (3, "after")],
+    ids=str,
+)
+def test_killed_at_any_write_of_a_warm_start(
+    api: PrefectApi, project: Project, pool: str, daemon: StartWorker, write: int, when: str
+) -> None:
+    run = project.run()
+    first = daemon(pool=pool, program="tests.support.crashing_daemon", env=crash(write, when), wait=False)
+    assert first.wait_exit() == -signal.SIGKILL
+    launched = first.events("flow_run.launched")
+    assert [event["start_method"] for event in launched] == ["warm"] * (write == WRITES.index("launched") + 1)
+    daemon(pool=pool, successor_of=first)
+    assert api.wait_for_final(run)["state_type"] == "COMPLETED", api.story(run)
+    assert len(project.facts(run, "seen")) == 1, "started once, by whichever daemon"
+
+
 @pytest.mark.parametrize("write", range(1, len(WRITES) + 1), ids=WRITES)
 def test_told_to_stop_at_any_write_of_the_journal(
     api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker, write: int

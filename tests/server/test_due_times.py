@@ -112,18 +112,38 @@ def test_run_once_starts_all_that_is_due_however_few_may_start_at_once(
     assert {api.flow_run(run_id)["state_type"] for run_id in runs} == {"COMPLETED"}
 
 
-def test_a_slot_is_handed_on_when_the_end_is_known_and_the_run_itself_waits_for_its_process(
+def test_a_slot_is_handed_on_when_the_end_is_known(
+    api: PrefectApi, project: Project, daemon: StartWorker
+) -> None:
+    """A process that stays is not ended, and takes its slot again after a while."""
+    gate = project.gate()
+    worker = daemon(pool=project.pool, args=("--limit", "1"))
+    lingering = project.run("lingers", file="lingering.py", parameters={"gate": str(gate)})
+    other = project.run()
+    wait_reported(worker, other)
+    (attempt,) = project.facts(lingering, "attempt")
+    assert psutil.pid_exists(attempt["pid"]), "the first process still lives"
+    assert not worker.events("flow_run.exited", flow_run_id=lingering)
+    worker.wait_for_event("flow_run.lingering", flow_run_id=lingering)
+    third = project.run()
+    polls = len(worker.events("poll.done"))
+    wait_for(
+        lambda: len(worker.events("poll.done")) >= polls + 2, timeout=60, description="polls without room"
+    )
+    assert api.flow_run(third)["state_type"] == "SCHEDULED"
+    Path(gate).touch()
+    wait_reported(worker, lingering, third)
+    assert api.flow_run(lingering)["state_type"] == "COMPLETED"
+    assert worker.stop() == 0
+
+
+def test_a_run_that_is_retried_waits_for_its_own_process(
     api: PrefectApi, project: Project, daemon: StartWorker
 ) -> None:
     gate = project.gate()
-    worker = daemon(pool=project.pool, args=("--limit", "1"), env={"HEADRACE_KILL_GRACE_SECONDS": "600"})
+    worker = daemon(pool=project.pool, args=("--limit", "2"))
     lingering = project.run("lingers", file="lingering.py", parameters={"gate": str(gate)})
     api.wait_for_state(lingering, "COMPLETED")
-    (attempt,) = project.facts(lingering, "attempt")
-    other = project.run()
-    wait_reported(worker, other)
-    assert psutil.pid_exists(attempt["pid"]), "the first process still lives"
-    assert not worker.events("flow_run.exited", flow_run_id=lingering)
     again = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
     assert api.post(f"/flow_runs/{lingering}/set_state", again)["status"] == "ACCEPT"
     worker.wait_for_event(
@@ -132,25 +152,10 @@ def test_a_slot_is_handed_on_when_the_end_is_known_and_the_run_itself_waits_for_
     assert len(project.facts(lingering, "attempt")) == 1
     Path(gate).touch()
     wait_for(
-        lambda: len(project.facts(lingering, "attempt")) == 2,
-        timeout=120,
-        description=lambda: f"the second attempt: {api.story(lingering)}",
-    )
-    wait_for(
         lambda: len(worker.events("flow_run.reported", flow_run_id=lingering)) == 2,
-        timeout=60,
-        description="both reports",
+        timeout=120,
+        description=lambda: f"both reports: {api.story(lingering)}",
     )
+    assert len(project.facts(lingering, "attempt")) == 2
     assert api.flow_run(lingering)["state_type"] == "COMPLETED"
-    assert worker.stop() == 0
-
-
-def test_a_process_that_never_goes_is_ended_and_its_run_stands(
-    api: PrefectApi, project: Project, daemon: StartWorker
-) -> None:
-    worker = daemon(pool=project.pool, env={"HEADRACE_KILL_GRACE_SECONDS": "1"})
-    run_id = project.run("lingers", file="lingering.py", parameters={"gate": str(project.gate())})
-    worker.wait_for_event("flow_run.lingering", flow_run_id=run_id, timeout=120)
-    wait_reported(worker, run_id)
-    assert api.flow_run(run_id)["state_type"] == "COMPLETED"
     assert worker.stop() == 0

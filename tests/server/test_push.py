@@ -211,7 +211,9 @@ async def cancelling(
     settings = api_settings(url)
     in_flight = InFlight(limit=None, freed=Wake(), starts=any_number_of_starts())
     async with PrefectClient(settings=settings, worker_name="w", random=lambda: 0.5) as client:
-        cancellations = Cancellations(client=client, in_flight=in_flight, interval=interval)
+        cancellations = Cancellations(
+            client=client, in_flight=in_flight, interval=interval, sleep=anyio.sleep
+        )
         with in_flight.slot(UUID(run_id), run):
             async with (
                 listening(url, lambda: pool_id, bell=cancellations.hint) as found,

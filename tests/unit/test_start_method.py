@@ -94,30 +94,30 @@ def test_what_exec_would_refuse_is_not_started_warm() -> None:
     assert reason(env={**ENVIRONMENT, "BIG": "é" * (LARGEST_STRING // 2)}) is not None
 
 
-@pytest.mark.parametrize(
-    ("pull_steps", "step"),
-    [
-        (None, None),
-        ([], None),
-        ("not a list", None),
-        (["not a step"], None),
-        ([{"prefect.deployments.steps.git_clone": {"repository": "https://x/pip.git"}}], None),
-        ([{"prefect.deployments.steps.set_working_directory": {"directory": "/srv/uv"}}], None),
-        ([{"prefect.deployments.steps.run_shell_script": {"script": "echo pipeline"}}], None),
-        ([{"prefect.deployments.steps.run_shell_script": None}], None),
-        (
-            [{"prefect.deployments.steps.run_shell_script": {"script": "cd x\nuv pip install -e ."}}],
-            "prefect.deployments.steps.run_shell_script",
-        ),
-        (
-            [
-                {"prefect.deployments.steps.git_clone": {}},
-                {"prefect.deployments.steps.pip_install_requirements": {}},
-            ],
-            "prefect.deployments.steps.pip_install_requirements",
-        ),
-    ],
-)
+PULL_STEPS: list[tuple[Any, str | None]] = [
+    (None, None),
+    ([], None),
+    ("not a list", None),
+    (["not a step"], None),
+    ([{"prefect.deployments.steps.git_clone": {"repository": "https://x/pip.git"}}], None),
+    ([{"prefect.deployments.steps.set_working_directory": {"directory": "/srv/uv"}}], None),
+    ([{"prefect.deployments.steps.run_shell_script": {"script": "echo pipeline"}}], None),
+    ([{"prefect.deployments.steps.run_shell_script": None}], None),
+    (
+        [{"prefect.deployments.steps.run_shell_script": {"script": "cd x\nuv pip install -e ."}}],
+        "prefect.deployments.steps.run_shell_script",
+    ),
+    (
+        [
+            {"prefect.deployments.steps.git_clone": {}},
+            {"prefect.deployments.steps.pip_install_requirements": {}},
+        ],
+        "prefect.deployments.steps.pip_install_requirements",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pull_steps", "step"), PULL_STEPS)
 def test_pull_steps_that_may_install_packages_are_found(pull_steps: Any, step: str | None) -> None:
     assert installing_step(pull_steps) == step
     assert (reason(pull_steps=pull_steps) is None) == (step is None)

@@ -78,6 +78,13 @@ class Held:
         self.gone = True
         return self.handle
 
+    async def discard(self) -> None:
+        """End it, unless it was let go. Before anything else is started for the attempt: it carries the same mark."""
+        if not self.gone:
+            with anyio.CancelScope(shield=True):
+                await self.handle.kill_tree()
+            self.gone = True
+
 
 class ForkServer:
     """One fork server for one interpreter, replaced when it has to be; lives as long as the daemon.
@@ -155,9 +162,7 @@ class ForkServer:
             try:
                 yield held
             finally:
-                if not held.gone:
-                    with anyio.CancelScope(shield=True):
-                        await handle.kill_tree()
+                await held.discard()
 
     async def _start(self) -> float:
         began = anyio.current_time()

@@ -207,7 +207,7 @@ class Execution:
         submitted = self._announce(prepared)
         memory = read_memory_evidence()
         try:
-            handle = ready.launch()
+            handle = await ready.launch()
         except LaunchError as error:
             await self._not_launched(error)
             return None

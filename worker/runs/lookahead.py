@@ -21,6 +21,8 @@ FIRST_LEAD = 0.25
 # A server marks queues and deployments as not ready that nobody has asked about for 60 s (PROTOCOL 2.2). The interval
 # is spread by 30 %.
 LONGEST_INTERVAL = 45.0
+# The setting may say 0 seconds.
+SHORTEST_INTERVAL = 0.1
 # After a hint: an event can be published before what it tells of is committed (PROTOCOL 5.3).
 PAUSES_AFTER_HINT = (0.15, 0.5)
 # The scheduler makes the runs of a changed deployment in its next round: every 5 s.
@@ -102,7 +104,7 @@ class Agenda:
     def __init__(
         self, *, interval: float, random: Callable[[], float], monotonic: Callable[[], float]
     ) -> None:
-        self._interval = min(interval, LONGEST_INTERVAL)
+        self._interval = max(SHORTEST_INTERVAL, min(interval, LONGEST_INTERVAL))
         self._random = random
         self._monotonic = monotonic
         self._next_look = monotonic()

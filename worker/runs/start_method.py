@@ -102,12 +102,13 @@ class Ready:
         """How it is started."""
         return StartMethod.COLD if self._held is None else StartMethod.WARM
 
-    def launch(self) -> ProcessHandle:
-        """Start it. Raises LaunchError."""
+    async def launch(self) -> ProcessHandle:
+        """Start it. Raises LaunchError. Cancelled only when nothing has been started."""
         if self._held is not None:
             try:
                 return self._held.go()
             except NotWarm as error:
+                await self._held.discard()
                 self._held, self.reason = None, str(error)
         return self._cold()
 

@@ -159,7 +159,7 @@ class FlowProcess:
     def become(self, portrait: Portrait, warmth: Warmth) -> None:
         """Take on the run's identity, and wait for the word. Whatever goes wrong before that is told, and nothing done."""
         try:
-            self._take_shape(portrait)
+            self._take_shape()
         except OSError as error:
             self._give_up(failed=error.errno, step="shape")
         try:
@@ -170,6 +170,11 @@ class FlowProcess:
             warmth.enter(env=self.request["environment"])
         except Exception as error:  # noqa: BLE001 - a cold start will say it to the run's owner
             self._give_up(refused=f"it could not be prepared: {type(error).__name__}: {error}")
+        # Last of all: who is found by the mark has nothing more to do than to wait for the word, or to end for want of it.
+        try:
+            portrait.repaint(*self.request["mark"])
+        except (OSError, ValueError) as error:
+            self._give_up(refused=f"it could not be marked: {error}")
         answer(self.stream, ready=os.getpid())
         try:
             word = self.stream.recv(1)
@@ -179,9 +184,8 @@ class FlowProcess:
             os._exit(0)
         self.stream.close()
 
-    def _take_shape(self, portrait: Portrait) -> None:
+    def _take_shape(self) -> None:
         os.setsid()
-        portrait.repaint(*self.request["mark"])
         os.dup2(self.output, 1)
         os.dup2(self.output, 2)
         os.close(self.output)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.processes.memory import available_memory
+from worker.processes.machine import available_memory
 
 MIB = 1 << 20
 MOUNT = "35 1 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"

@@ -1,8 +1,9 @@
-"""How much memory is left for another process: the machine's, or what the daemon's control groups leave.
+"""What there is for another process: free memory, of the machine or in the daemon's control groups, and processors.
 
 Owns reading it. What is enough is decided elsewhere.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -52,3 +53,10 @@ def _machine(root: Path) -> int | None:
             case _:
                 pass
     return None
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
