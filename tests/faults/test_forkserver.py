@@ -15,7 +15,8 @@ import pytest
 from tests.support import services
 from tests.support.processes import RUN_MARK, Launches, not_a_subreaper_afterwards
 from tests.support.wait import wait_for, wait_until
-from worker.processes.forkserver import ForkServer, ForkServerError, Held, NotWarm
+from worker.processes.forkserver import ForkServer, ForkServerError
+from worker.processes.held import Held, NotWarm
 from worker.processes.launch_problems import LaunchError, LaunchSpec
 from worker.processes.launcher import EXECUTION_ID
 from worker.processes.process_table import Marker, find_leader, read_process

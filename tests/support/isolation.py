@@ -232,11 +232,12 @@ def assert_all_is_free(worker: Worker, jobs: Jobs, *, slots: int) -> None:
 
 
 def leftovers(worker: Worker) -> list[str]:
-    """The daemon's children and the directories of its runs."""
+    """The daemon's children but for its fork server, and the directories of its runs."""
     found: list[str] = []
     for child in psutil.Process(worker.pid).children(recursive=True):
         try:
-            found.append(f"process {child.pid}: {child.cmdline()}")
+            if "forkserver_main" not in child.cmdline():
+                found.append(f"process {child.pid}: {child.cmdline()}")
         except psutil.Error:
             continue
     for runs in worker.state_dir.glob("*/runs"):

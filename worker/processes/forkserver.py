@@ -10,7 +10,6 @@ Nothing of the run has begun until then, and it ends by itself if the byte does 
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -18,12 +17,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 from uuid import uuid4
 
 import anyio
 import structlog
 
+from worker.processes.held import Held, NotWarm, receive_line, send_line
 from worker.processes.launch_problems import LaunchError, LaunchSpec, explain_failure, launch_error
 from worker.processes.launcher import EXECUTION_ID, Launcher, open_output
 from worker.processes.output import tail
@@ -40,11 +39,6 @@ LOOK_INTERVAL = 5.0
 # After a refusal that only a change to the installation or the flags can end.
 REFUSED_INTERVAL = 600.0
 RETIRE_LIMIT = 2.0
-_GO = b"g"
-
-
-class NotWarm(Exception):
-    """A run cannot be started warm now; the message says why, and a cold start is the answer."""
 
 
 class ForkServerError(Exception):
@@ -59,31 +53,6 @@ class ForkServerRefused(ForkServerError):
 class _Server:
     handle: ProcessHandle
     control: socket.socket
-
-
-class Held:
-    """A forked process that waits for the word. Made by `ForkServer.hold`."""
-
-    def __init__(self, *, handle: ProcessHandle, stream: socket.socket) -> None:
-        self.handle = handle
-        self._stream = stream
-        self.gone = False
-
-    def go(self) -> ProcessHandle:
-        """Let it run; from now on it is the caller's. Raises NotWarm if it has ended meanwhile, having done nothing."""
-        try:
-            self._stream.send(_GO)
-        except OSError as error:
-            raise NotWarm(f"the forked process has ended: {error.strerror}") from error
-        self.gone = True
-        return self.handle
-
-    async def discard(self) -> None:
-        """End it, unless it was let go. Before anything else is started for the attempt: it carries the same mark."""
-        if not self.gone:
-            with anyio.CancelScope(shield=True):
-                await self.handle.kill_tree()
-            self.gone = True
 
 
 class ForkServer:
@@ -200,7 +169,7 @@ class ForkServer:
                 handle = self._launcher.launch(
                     spec, output=self._output, marker=marker, stdin=theirs.fileno()
                 )
-            await _send(ours, {"preload": self._preload, "mark": marker})
+            await send_line(ours, {"preload": self._preload, "mark": marker})
             await self._greeted(ours)
         except BaseException:
             await _end(handle, ours)
@@ -210,7 +179,7 @@ class ForkServer:
     async def _greeted(self, control: socket.socket) -> None:
         """Wait until it is ready. Raises ForkServerError."""
         with anyio.move_on_after(START_LIMIT):
-            match await _receive(control):
+            match await receive_line(control):
                 case {"ready": int()}:
                     return
                 case {"failed": str(reason), "lasting": True}:
@@ -260,8 +229,8 @@ class ForkServer:
         answer = None
         try:
             with anyio.move_on_after(ANSWER_LIMIT) as limit:
-                await _send(ours, question)
-                answer = await _receive(ours)
+                await send_line(ours, question)
+                answer = await receive_line(ours)
         except OSError as error:
             raise self._give_up(f"the fork server has ended: {os.strerror(error.errno or 0)}") from error
         if limit.cancelled_caught:
@@ -306,30 +275,3 @@ async def _end(handle: ProcessHandle | None, control: socket.socket) -> None:
             with anyio.move_on_after(RETIRE_LIMIT):
                 await handle.wait()
             await handle.kill_tree()
-
-
-async def _send(connection: socket.socket, content: Mapping[str, Any]) -> None:
-    """One JSON object, a line. Raises OSError when the other side is gone."""
-    rest = memoryview(json.dumps(content).encode() + b"\n")
-    while rest:
-        try:
-            rest = rest[connection.send(rest) :]
-        except BlockingIOError:
-            await anyio.wait_writable(connection)
-
-
-async def _receive(connection: socket.socket) -> dict[str, Any] | None:
-    """One JSON object; None when the other side has closed. Raises OSError."""
-    received = bytearray()
-    while not received.endswith(b"\n"):
-        try:
-            part = connection.recv(1 << 16)
-        except BlockingIOError:
-            await anyio.wait_readable(connection)
-            continue
-        except ConnectionResetError:
-            return None
-        if not part:
-            return None
-        received += part
-    return cast("dict[str, Any]", json.loads(received))

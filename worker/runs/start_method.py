@@ -13,7 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
-from worker.processes.forkserver import ForkServer, Held, NotWarm
+from worker.processes.forkserver import ForkServer
+from worker.processes.held import Held, NotWarm
 from worker.processes.launch_problems import LARGEST_STRING, LaunchSpec
 from worker.processes.launcher import Launcher
 from worker.processes.process import ProcessHandle
