@@ -78,6 +78,7 @@ DOCUMENTED = {
     "PREFECT__FLOW_ENTRYPOINT": "set by stock's workspace supervisor, which we do without (PROTOCOL 4.1)",
     "HEADRACE_EXECUTION_ID": "ours, to find every process of a run (DESIGN promise 7)",
     "PYTHONPATH": "what it does for a flow is compared in test_what_a_flow_can_import",
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "spares each of an engine's clients a request (PROTOCOL 4.2)",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "leaks out of Prefect's bundled default profile (PROTOCOL 1.7)",
 }
 # Lines of stock that ours replaces, with what it replaces them by.

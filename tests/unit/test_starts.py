@@ -99,7 +99,8 @@ SLOW = SLOW_SECONDS + 1
     [
         pytest.param(Pace(8, 8), 0.1, False, 8, 10.0, 8, id="calm"),
         pytest.param(Pace(8, 8), SLOW, False, 8, 10.0, 4, id="slow"),
-        pytest.param(Pace(8, 8), 0.1, True, 8, 10.0, 4, id="overloaded"),
+        pytest.param(Pace(8, 8, usual=2.0), 1.5, True, 8, 10.0, 4, id="overloaded"),
+        pytest.param(Pace(8, 8), 0.1, True, 8, 10.0, 8, id="two writes had met"),
         pytest.param(Pace(8, 8), SLOW, False, 3, 10.0, 1, id="from as many as there were"),
         pytest.param(Pace(8, 8), SLOW, False, 0, 10.0, 8, id="nothing is starting"),
         pytest.param(Pace(1, 8), SLOW, False, 1, 10.0, 1, id="never below one"),
@@ -127,7 +128,7 @@ def test_a_change_of_pace_is_told_once_each_way() -> None:
             pacing.observe(seconds, failed=False)
         assert pacing.allowed == 2
         clock.seconds += FALL_PAUSE
-        pacing.observe(0.1, failed=True)
+        pacing.observe(SLOW, failed=True)
         assert pacing.allowed == 1
         for _ in range(9):
             clock.seconds += 1.0

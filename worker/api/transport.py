@@ -36,6 +36,7 @@ from worker.api.errors import (
 )
 from worker.api.exchange import Call, Exchange
 from worker.api.outage import Outage
+from worker.api.write_lane import WriteLane
 from worker.settings import ApiSettings
 
 _MOST_CSRF_RENEWALS: Final = 3
@@ -95,6 +96,7 @@ class Transport:
             now=now,
             csrf_client=csrf_client,
         )
+        self._lane = WriteLane()
         self._observe: Callable[[float, bool], None] = lambda _seconds, _overloaded: None
 
     def watch(self, observe: Callable[[float, bool], None]) -> None:
@@ -153,8 +155,9 @@ class Transport:
         first_failure: float | None = None
         stuck = False
         while True:
-            started = self._monotonic()
-            verdict = await self._exchange.attempt(call)
+            async with self._lane.turn(call.method, call.path):
+                started = self._monotonic()
+                verdict = await self._exchange.attempt(call)
             self._observe(self._monotonic() - started, _overloaded(verdict))
             if isinstance(verdict, StaleCsrfToken):
                 renewals += 1

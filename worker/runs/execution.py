@@ -198,6 +198,7 @@ class Execution:
             await self._reports.undone(standing, STOPPED_BEFORE_START)
             return None
         if problem is not None:
+            self._announce(prepared)
             await self._not_launched(problem)
         return ready
 

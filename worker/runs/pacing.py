@@ -34,11 +34,13 @@ class Pace:
 
 
 def judge(pace: Pace, *, seconds: float, failed: bool, starting: int, now: float) -> Pace:
-    """The pace after one more answer, which took so many seconds, or failed because the server was overloaded.
+    """The pace after one more answer, which took so many seconds, or `failed` because the server was overloaded.
 
-    With no run `starting`, it is not the starts that keep the server busy.
+    A failure that came at once is routine (PROTOCOL 1.5): two writes had met. With no run `starting`, it is not the starts that keep the server busy.
     """
-    slow = failed or seconds > max(SLOW_SECONDS, SLOW_FACTOR * (pace.usual or 0.0))
+    slow = seconds > max(SLOW_SECONDS, SLOW_FACTOR * (pace.usual or 0.0)) or (
+        failed and seconds > SLOW_SECONDS
+    )
     if slow:
         if not starting or (now - pace.since < FALL_PAUSE and pace.allowed < pace.most):
             return pace

@@ -20,6 +20,7 @@ status does not depend on this process being alive.
 from __future__ import annotations
 
 import array
+import io
 import json
 import os
 import runpy
@@ -44,13 +45,20 @@ def take_socket() -> socket.socket:
     """The daemon's socket, moved away from descriptor 0, which is /dev/null from now on, as a flow's is."""
     connection = socket.socket(fileno=os.dup(0))
     os.set_inheritable(connection.fileno(), False)
-    null = os.open(os.devnull, os.O_RDONLY)
+    null = os.open(os.devnull, os.O_RDWR)  # as `subprocess.DEVNULL` opens it
     os.dup2(null, 0)
     os.close(null)
     # The interpreter looked at what 0 was when it made this; a fresh one would have seen /dev/null.
     old = sys.stdin
-    fresh = open(0, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115 - the standard input
-    fresh.buffer.raw.name = "<stdin>"  # type: ignore[union-attr]
+    fresh = io.TextIOWrapper(
+        open(0, "rb", closefd=False),  # noqa: SIM115 - the standard input
+        encoding=old.encoding,
+        errors=old.errors,
+        newline="\n",
+        write_through=old.write_through,  # type: ignore[attr-defined]
+    )
+    fresh.buffer.raw.name = "<stdin>"  # type: ignore[attr-defined]
+    fresh.mode = "r"  # type: ignore[attr-defined]
     sys.stdin = sys.__stdin__ = fresh  # type: ignore[misc]
     return connection
 
@@ -239,6 +247,8 @@ def run_engine() -> None:
         sys.path.insert(0, os.getcwd())
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.modules["__main__"].__dict__["__builtins__"] = __builtins__
+    if "multiprocessing" in sys.modules:
+        sys.modules["__mp_main__"] = sys.modules["__main__"]  # as importing it does
     runpy._run_module_as_main(ENGINE)  # type: ignore[attr-defined]  # noqa: SLF001 - what `-m` itself calls
 
 

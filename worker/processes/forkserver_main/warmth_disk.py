@@ -26,7 +26,9 @@ class Hiding:
     """The top-level names whose import gives something else when a directory in front has an entry of that name."""
 
     def __init__(self, *, missed: Iterable[str]) -> None:
-        tops = {name.partition(".")[0] for name in list(sys.modules)}
+        # The fork server's own are gone from a flow's process.
+        own = {name for name, module in list(sys.modules.items()) if _is_own(module)}
+        tops = {name.partition(".")[0] for name in list(sys.modules) if name not in own}
         self.found = frozenset(
             n for n in tops if n not in sys.builtin_module_names and not is_frozen(n) and n != "__main__"
         )
@@ -133,6 +135,11 @@ def _mtime(path: str) -> int:
 
 def _is_package(path: str) -> bool:
     return any(os.path.isfile(os.path.join(path, "__init__" + suffix)) for suffix in _SUFFIXES)
+
+
+def _is_own(module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and os.path.dirname(file) == os.path.dirname(__file__)
 
 
 def _plugins(directory: str) -> list[str]:

@@ -63,7 +63,9 @@ class LoggingState:
 
         for logger in _loggers():
             level, propagate, disabled, handlers, filters = self._before.get(
-                logger.name, (logging.NOTSET, True, False, [], [])
+                # What Prefect puts on a logger of its own when it makes it is put there once: it keeps secrets out.
+                logger.name,
+                (logging.NOTSET, True, False, [], list(logger.filters)),
             )
             logger.setLevel(level)
             logger.propagate, logger.disabled = propagate, disabled

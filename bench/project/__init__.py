@@ -1,0 +1,1 @@
+"""User code, as far as the benchmark is concerned: deployed by path, never imported from here."""

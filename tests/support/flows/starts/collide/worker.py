@@ -1,0 +1,3 @@
+"""A module of the user, named as one of the daemon or of its fork server."""
+
+MINE = "worker of the user"

@@ -1,0 +1,3 @@
+"""Edited by the test between two runs."""
+
+VERSION = "helper: first"
