@@ -15,8 +15,8 @@ from tests.support.wait import wait_until
 from worker.api.models import FlowRun
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
-from worker.runs.lookahead import Agenda, Leads
-from worker.runs.poller import Poller, unclaimable
+from worker.runs.lookahead import Agenda, Leads, unclaimable
+from worker.runs.poller import Poller
 from worker.runs.starts import Starts
 from worker.runs.wake import Wake
 
@@ -176,6 +176,8 @@ class Bench:
             lambda body: (200, [{"flow_run": one} for one in self._waiting[: body.get("limit", shown)]]),
         )
         self.server.on_call("POST", FILTER, due)
+        for one in waiting:
+            self.server.on("GET", f"/flow_runs/{one['id']}", one)
 
     @property
     def numbers(self) -> list[int]:
@@ -413,6 +415,39 @@ async def test_skips_so_slow_that_nothing_can_start_give_way_at_the_next_poll() 
     assert await bench.poll(times=2) == pytest.approx(13.0)
     assert [number for number, _ in bench.skipped] == [1]
     assert bench.numbers == [50]
+
+
+@pytest.mark.parametrize(
+    ("now", "claimed"),
+    [
+        ({}, True),
+        ({"state_type": "COMPLETED", "state_name": "Completed"}, False),
+        ({"state_type": "PENDING", "state_name": "Pending"}, False),
+        (
+            {"state_id": str(UUID(int=9))},
+            False,
+        ),  # run meanwhile, and scheduled again: the next answer tells when
+    ],
+)
+async def test_a_run_of_an_answer_that_is_not_fresh_is_looked_at_before_it_is_claimed(
+    now: dict[str, Any], *, claimed: bool
+) -> None:
+    """Another worker may have run it meanwhile, and the server lets a finished run be claimed again."""
+    bench = Bench(max_late=60, seconds_per_skip=0.9)
+    waiting = run(id=str(UUID(int=50)))
+    bench.serve([scheduled(1, minutes_late=100), waiting])
+    bench.server.on("GET", f"/flow_runs/{waiting['id']}", {**waiting, **now})
+    await bench.poll()
+    assert bench.numbers == ([50] if claimed else [])
+
+
+async def test_a_run_is_not_skipped_that_has_been_run_meanwhile() -> None:
+    bench = Bench(max_late=60, seconds_per_skip=0.9)
+    skipped, ran = (scheduled(n, minutes_late=100) for n in (1, 2))
+    bench.serve([skipped, ran])
+    bench.server.on("GET", f"/flow_runs/{ran['id']}", {**ran, "state_type": "COMPLETED"})
+    await bench.poll()
+    assert [number for number, _ in bench.skipped] == [1]
 
 
 async def test_no_more_than_fifty_are_skipped_at_a_time() -> None:

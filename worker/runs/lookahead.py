@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from worker.api.models import FlowRun
+from worker.api.models import FlowRun, StateType
+from worker.runs.conclusion import IN_PROCESS_RETRY
 from worker.runs.lateness import AWAITING_SLOT
 
 # Starts remembered of each deployment, and deployments remembered.
@@ -84,6 +85,23 @@ def start_time(flow_run: FlowRun, leads: Leads) -> datetime | None:
     if due is None or flow_run.state_name == AWAITING_SLOT:
         return due
     return due - leads.of(flow_run.deployment_id)
+
+
+def unclaimable(flow_run: FlowRun, *, now: datetime, in_flight: bool, leads: Leads) -> str | None:
+    """Why a run that was handed out must not be claimed now; None when it may be.
+
+    Servers before 3.1.3 hand out runs whose live process waits to retry (PROTOCOL 9).
+    """
+    if in_flight:
+        return "its previous attempt is still ending here"
+    if flow_run.state_type is not StateType.SCHEDULED:
+        return f"its state is {flow_run.state_name}"
+    if flow_run.retry_type == IN_PROCESS_RETRY:
+        return "its own process will retry it"
+    time = start_time(flow_run, leads)
+    if time is not None and time > now:
+        return "it is not due yet"
+    return None
 
 
 def later(flow_runs: Iterable[FlowRun], *, now: datetime, leads: Leads) -> list[datetime]:

@@ -15,18 +15,20 @@ from uuid import UUID
 import structlog
 
 from worker.api.client import PrefectClient
-from worker.api.errors import NotFound
+from worker.api.errors import ApiError, NotFound
 from worker.api.models import FlowRun, StateType
-from worker.runs.conclusion import IN_PROCESS_RETRY
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
 from worker.runs.lateness import Skip, plan
 from worker.runs.latest_runs import LatestRuns
-from worker.runs.lookahead import Agenda, Leads, later, start_time
+from worker.runs.lookahead import Agenda, Leads, later, unclaimable
 from worker.runs.wake import Wake
 
-# A poll answer older than this says nothing any more: a run on it may have been run meanwhile.
+# A poll answer older than this says nothing any more.
 LONGEST_AGE = timedelta(seconds=5)
+# Nor does one whose question was put longer ago than this say that a run is still to be run: another worker may have run
+# it meanwhile, from beginning to end, and the server lets even a finished run be claimed (PROTOCOL 2.6).
+FRESH = timedelta(seconds=0.15)
 # How much of that, and how many runs, may go into skipping before the others are started. Skips come first: a
 # skipped run holds its slots, here and of its deployment, only for a moment, a started one for as long as its flow
 # takes, and while the deployment's are taken the server refuses every claim.
@@ -98,6 +100,7 @@ class Poller:
         self._starved = False
         # Whether the question was due by the interval, for the log.
         self._ahead = True
+        self._asked = now()
         self.last_polled: datetime | None = None
 
     def hint(self) -> None:
@@ -201,7 +204,7 @@ class Poller:
         for one in sorted(skips, key=lambda one: one.flow_run.id in self._tried):
             if len(tried) == MOST_SKIPS or self._older(answered, SKIPPING_AGE) or self._is_full():
                 break
-            if self._is_claimable(one.flow_run):
+            if self._is_claimable(one.flow_run) and await self._is_unchanged(one.flow_run):
                 await self._skip(one.flow_run, one.message).claim_decided()
                 tried.add(one.flow_run.id)
         progress = not tried <= self._tried
@@ -218,6 +221,8 @@ class Poller:
                 return _Served(started, left=True)
             if self._older(answered, LONGEST_AGE):
                 return _Served(started, cut_off=True)
+            if not await self._is_unchanged(flow_run):
+                continue
             await self._start(flow_run).claim_decided()
             started += 1
         return _Served(started)
@@ -238,8 +243,24 @@ class Poller:
                 self._in_flight.want(wanted=True)
         return reason is None
 
+    async def _is_unchanged(self, flow_run: FlowRun) -> bool:
+        """Whether the run is still as the answer has it, which is not asked while the answer is fresh."""
+        if self._now() - self._asked <= FRESH:
+            return True
+        try:
+            current = await self._client.read_flow_run(flow_run.id)
+        except ApiError as error:
+            self._log.debug("flow_run.left", flow_run_id=str(flow_run.id), reason=str(error))
+            return False
+        same = (current.state_type, current.state_id) == (StateType.SCHEDULED, flow_run.state_id)
+        if not same:
+            reason = f"it is {current.state_name} by now"
+            self._log.debug("flow_run.left", flow_run_id=str(flow_run.id), reason=reason)
+        return same
+
     async def _ask(self, *, lead: timedelta, limit: int | None) -> list[FlowRun]:
         """The runs of ours that are due by now and this much later, in the server's order."""
+        self._asked = self._now()
         try:
             runs = await self._client.get_scheduled_flow_runs(
                 self._pool, self._work_queues, self._now() + lead, limit=limit
@@ -263,20 +284,3 @@ class Poller:
                 self._refused = None
         self.last_polled = self._now()
         return runs
-
-
-def unclaimable(flow_run: FlowRun, *, now: datetime, in_flight: bool, leads: Leads) -> str | None:
-    """Why a run that was handed out must not be claimed now; None when it may be.
-
-    Servers before 3.1.3 hand out runs whose live process waits to retry (PROTOCOL 9).
-    """
-    if in_flight:
-        return "its previous attempt is still ending here"
-    if flow_run.state_type is not StateType.SCHEDULED:
-        return f"its state is {flow_run.state_name}"
-    if flow_run.retry_type == IN_PROCESS_RETRY:
-        return "its own process will retry it"
-    time = start_time(flow_run, leads)
-    if time is not None and time > now:
-        return "it is not due yet"
-    return None
