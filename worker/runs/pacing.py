@@ -18,7 +18,7 @@ SLOW_FACTOR = 5.0
 # A slow answer speaks of the starts that went on when its request was sent: one step down is given time to be felt.
 FALL_PAUSE = 2.0
 # One more start for each such time without a slow answer, in seconds.
-RISE_PAUSE = 1.0
+RISE_PAUSE = 10.0
 # The share of the newest answer in what is usual.
 _NEWEST = 0.1
 
@@ -36,11 +36,10 @@ class Pace:
 def judge(pace: Pace, *, seconds: float, failed: bool, starting: int, now: float) -> Pace:
     """The pace after one more answer, which took so many seconds, or `failed` because the server was overloaded.
 
-    A failure that came at once is routine (PROTOCOL 1.5): two writes had met. With no run `starting`, it is not the starts that keep the server busy.
+    A failure that came at once counts, too: two writes had met (PROTOCOL 1.5), and the next two may keep the server
+    standing still for a minute. With no run `starting`, it is not the starts that keep the server busy.
     """
-    slow = seconds > max(SLOW_SECONDS, SLOW_FACTOR * (pace.usual or 0.0)) or (
-        failed and seconds > SLOW_SECONDS
-    )
+    slow = failed or seconds > max(SLOW_SECONDS, SLOW_FACTOR * (pace.usual or 0.0))
     if slow:
         if not starting or (now - pace.since < FALL_PAUSE and pace.allowed < pace.most):
             return pace
