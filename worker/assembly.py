@@ -252,6 +252,7 @@ def assemble(
         skip=start,
         now=utc_now,
         run_once=options.run_once,
+        sleep=anyio.sleep,
     )
     cancellations = Cancellations(
         client=client,

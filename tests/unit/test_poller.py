@@ -122,6 +122,7 @@ class Bench:
         run_once: bool = False,
     ) -> None:
         self.skipped: list[tuple[int, str]] = []
+        self.slept: list[float] = []
         self.withheld: str | None = None
         self._max_late = max_late
         self._only_latest = only_latest
@@ -179,6 +180,9 @@ class Bench:
         for one in waiting:
             self.server.on("GET", f"/flow_runs/{one['id']}", one)
 
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
     @property
     def numbers(self) -> list[int]:
         """The numbers of the runs that were started."""
@@ -202,6 +206,7 @@ class Bench:
                 skip=self.skip,
                 may_claim=lambda: self.withheld,
                 run_once=self._run_once,
+                sleep=self._sleep,
             )
 
     async def poll(self, times: int = 1) -> float:

@@ -26,6 +26,8 @@ LONGEST_INTERVAL = 45.0
 SHORTEST_INTERVAL = 0.1
 # After a hint: an event can be published before what it tells of is committed (PROTOCOL 5.3).
 PAUSES_AFTER_HINT = (0.15, 0.5)
+# Before the first question, so that it does not meet that commit: on SQLite, the two writes would wait for each other.
+PAUSE_BEFORE_QUESTION = 0.04
 # The scheduler makes the runs of a changed deployment in its next round: every 5 s.
 SCHEDULER_ROUND = 6.0
 # Waiting is not exact; a moment later is surely not too early.
@@ -134,6 +136,11 @@ class Agenda:
     def reach(self) -> timedelta:
         """How far a look ahead has to see, leads aside: until the next one has been answered."""
         return timedelta(seconds=1.3 * self._interval + 1.0)
+
+    @property
+    def hinted(self) -> bool:
+        """Whether the next question is the first one after a hint."""
+        return self._looks == 0
 
     @property
     def look_is_due(self) -> bool:

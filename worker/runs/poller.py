@@ -7,7 +7,7 @@ more are skipped; which these are is `lateness`' judgement. When to ask, and how
 `lookahead`'s.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -21,7 +21,7 @@ from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
 from worker.runs.lateness import Skip, plan
 from worker.runs.latest_runs import LatestRuns
-from worker.runs.lookahead import Agenda, Leads, later, unclaimable
+from worker.runs.lookahead import PAUSE_BEFORE_QUESTION, Agenda, Leads, later, unclaimable
 from worker.runs.wake import Wake
 
 # A poll answer older than this says nothing any more.
@@ -78,6 +78,7 @@ class Poller:
         skip: Callable[[FlowRun, str], Execution],
         may_claim: Callable[[], str | None],
         run_once: bool = False,
+        sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._client = client
         self._pool = pool
@@ -92,6 +93,7 @@ class Poller:
         self._latest = LatestRuns(client=client, now=now) if only_latest else None
         self._skip = skip
         self._may_claim = may_claim
+        self._sleep = sleep
         self._run_once = run_once
         self._log = structlog.get_logger()
         self._refused: str | None = None
@@ -119,6 +121,8 @@ class Poller:
         Without room for another run, or when nothing may be claimed, a question that is due is still put, for no
         runs at all: it keeps the queues READY (PROTOCOL 2.2).
         """
+        if self._agenda.hinted:
+            await self._sleep(PAUSE_BEFORE_QUESTION)
         self._agenda.begin(now=self._now())
         withheld = self._may_claim()
         if withheld is not None or self._in_flight.room == 0:
