@@ -254,12 +254,8 @@ def assemble(
         run_once=options.run_once,
         sleep=anyio.sleep,
     )
-    cancellations = Cancellations(
-        client=client,
-        in_flight=in_flight,
-        interval=settings.headrace.cancel_poll_seconds,
-        sleep=anyio.sleep,
-    )
+    pause = settings.headrace.cancel_poll_seconds
+    cancellations = Cancellations(client=client, in_flight=in_flight, interval=pause, sleep=anyio.sleep)
     push = EventStream(
         transport=client.transport,
         settings=settings.api,
