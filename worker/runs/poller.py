@@ -260,7 +260,8 @@ class Poller:
         if not same:
             reason = f"it is {current.state_name} by now"
             self._log.debug("flow_run.left", flow_run_id=str(flow_run.id), reason=reason)
-        return same
+        # Recovery may have adopted its process while we asked.
+        return same and flow_run.id not in self._in_flight
 
     async def _ask(self, *, lead: timedelta, limit: int | None) -> list[FlowRun]:
         """The runs of ours that are due by now and this much later, in the server's order."""
