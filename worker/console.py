@@ -14,7 +14,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 # Bound to every event of the daemon or of a run (docs/logs.md). JSON has them in every line; here they are shown
 # where they are told for the first time, and the run's name has a column.
-_BOUND: Final = frozenset({"work_pool", "worker", "flow_run_id", "deployment", "flow"})
+BOUND: Final = ("flow_run", "flow_run_id", "deployment", "flow", "work_pool", "worker")
 _INTRODUCED: Final[Mapping[str, tuple[str, ...]]] = {
     "worker.started": ("work_pool", "worker"),
     "flow_run.claimed": ("flow_run_id",),
@@ -104,10 +104,10 @@ def _uncluttered(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     """The event without what says nothing here, and with a name for the column of names, if only an empty one."""
     shown = _INTRODUCED.get(str(event.get("event")), () if "flow_run" in event else ("flow_run_id",))
     introduced = {key: event[key] for key in shown if key in event}
-    rest = {key: value for key, value in event.items() if key not in _BOUND}
-    return {"flow_run": ""} | {
-        key: value for key, value in (introduced | rest).items() if value is not None and value != []
+    rest = {
+        key: value for key, value in event.items() if key not in BOUND and value is not None and value != []
     }
+    return {"flow_run": event.get("flow_run", ""), **introduced, **rest}
 
 
 def _value(value: object) -> str:

@@ -126,9 +126,10 @@ def dump(event: Any, **options: Any) -> str:
 
 
 def _in_order(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The same for the eye in every line: what all events have comes first."""
+    """The same for the eye in every line: what all events have comes first, what is bound to many comes last."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-    return first | dict(event)
+    last = {key: event.pop(key) for key in console.BOUND if key in event}
+    return first | dict(event) | last
 
 
 def configure(
