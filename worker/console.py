@@ -25,7 +25,7 @@ _INTRODUCED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _LEVEL_WIDTH: Final = len("critical")
 _EVENT_WIDTH: Final = 22
-_NAME_WIDTH: Final = 18
+_NAME_WIDTH: Final = 20
 _RESET: Final = "\033[0m"
 _BOLD: Final = "\033[1m"
 _DIM: Final = "\033[2m"

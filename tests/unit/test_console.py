@@ -36,11 +36,11 @@ def lines(*, color: bool = False) -> list[str]:
 @pytest.mark.usefixtures("_restored_logging")
 def test_lines_are_aligned_and_say_everything_once() -> None:
     assert lines() == [
-        "info     worker.started                            work_pool=nightly worker=host-nightly job_variables=layered",
-        "info     flow_run.claimed       amber-fox          flow_run_id=0b4c",
-        "info     flow_run.launched      amber-fox          deployment=report flow=make-report pid=7 working_dir='/a dir\\n'",
-        "warning  flow_run.reported      amber-fox          outcome=crashed reason='exit code 7'",
-        "warning  control.malformed                         flow_run_id=77aa reason=''",
+        "info     worker.started                              work_pool=nightly worker=host-nightly job_variables=layered",
+        "info     flow_run.claimed       amber-fox            flow_run_id=0b4c",
+        "info     flow_run.launched      amber-fox            deployment=report flow=make-report pid=7 working_dir='/a dir\\n'",
+        "warning  flow_run.reported      amber-fox            outcome=crashed reason='exit code 7'",
+        "warning  control.malformed                           flow_run_id=77aa reason=''",
     ]
 
 
