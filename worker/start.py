@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 import structlog
 
-from worker import daemon, log, output_printer, state_directory
+from worker import console, daemon, log, output_printer, state_directory
 from worker.lean_imports import lean_imports
 from worker.runs.job_variables import JobVariablesMode
 from worker.settings import Settings, SettingsError, load_settings
@@ -40,7 +40,12 @@ def start(arguments: argparse.Namespace) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # What a flow prints must be printable under any locale.
             stream.reconfigure(errors="backslashreplace")
-    log.configure(chosen_format=settings.logging.format, level=settings.logging.level, redactor=redactor)
+    log.configure(
+        chosen_format=settings.logging.format,
+        level=settings.logging.level,
+        redactor=redactor,
+        color=console.wants_color(sys.stderr, os.environ, allowed=settings.logging.colors),
+    )
     for warning in settings.warnings:
         structlog.get_logger().warning("settings.ignored", reason=warning)
     state = _state_directory(settings, pool, name)
@@ -59,7 +64,10 @@ def start(arguments: argparse.Namespace) -> int:
         state=state,
         environment=dict(os.environ),
         print_output=output_printer.printer(
-            as_json=log.is_json(settings.logging.format, sys.stderr), redactor=redactor, stream=sys.stdout
+            as_json=log.is_json(settings.logging.format, sys.stderr),
+            redactor=redactor,
+            stream=sys.stdout,
+            color=console.wants_color(sys.stdout, os.environ, allowed=settings.logging.colors),
         ),
         hide=redactor.hide,
         redact=redactor.text,

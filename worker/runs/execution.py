@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import anyio
 import anyio.lowlevel
 import structlog
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.evidence import read_memory_evidence
@@ -159,6 +159,7 @@ class Execution:
         except Unpreparable as error:
             await self._reports.not_started(str(error))
             return None
+        bind_contextvars(**prepared.names())
         for note in prepared.job.notes:
             self._run_log.warning(note)
         if not await self._record.launching(
@@ -211,10 +212,10 @@ class Execution:
             pid=handle.pid,
             start_method=ready.method.value,
             cold_because=ready.reason,
-            deployment=prepared.deployment.name if prepared.deployment else None,
             working_dir=str(prepared.spec.cwd),
         )
         self._run_log.info(f"Flow run '{self._flow_run.name}' submitted to infrastructure")
+        self._services.gate.started()
         try:
             await self._record.launched(handle)
         except Exception:

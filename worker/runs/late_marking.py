@@ -116,4 +116,4 @@ class LateMarking:
         since = self._rounds.waiting_since
         if waiting != (since is not None):
             self._rounds = replace(self._rounds, waiting_since=self._monotonic() if waiting else None)
-            self._log.debug("late_marking.expected" if waiting else "late_marking.over")
+            self._log.debug("late_marking.expected", expected=waiting)

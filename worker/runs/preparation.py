@@ -57,6 +57,11 @@ class Prepared:
     deployment: Deployment | None
     work_pool: WorkPool
 
+    def names(self) -> dict[str, str]:
+        """What it is an attempt of, for every log event of the execution from here on."""
+        named = {"deployment": self.deployment, "flow": self.flow}
+        return {key: known.name for key, known in named.items() if known is not None}
+
     def subject(self, flow_run: FlowRun) -> Subject:
         """What the run's events relate to."""
         return Subject(

@@ -202,7 +202,7 @@ class Supervision:
         seconds = in_flight.started(run.id, connected=connected, engine=engine)
         if seconds is None:
             return
-        self._log.debug("flow_run.starting_over", connected=connected, seconds=round(seconds, 3))
+        self._log.debug("flow_run.started", connected=connected, seconds=round(seconds, 3))
         if connected:
             self._services.leads.measured(run.deployment_id, seconds)
         elif engine:
