@@ -127,7 +127,7 @@ def _as_table(outcome: Outcome, *, discretion: Discretion, width: int | None) ->
     }
     rows = [("KEY", "VALUE", "LAYER", "OVERRODE", "FILLED BY")]
     rows.extend(_row(key, value, outcome.provenance[key], discretion) for key, value in values.items())
-    lines = table(rows, width=width)
+    lines = table(rows, width=width, elastic=(1, 4))
     return "\n".join((*lines, *(f"note: {note}" for note in outcome.notes)))
 
 

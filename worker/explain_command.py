@@ -44,7 +44,7 @@ EXIT_NOT_FOUND = 4
 EXIT_UNREACHABLE = 5
 
 # Seconds for each answer about what was asked; then for everything else, an automation's event included.
-PATIENCE = 15.0
+PATIENCE = 10.0
 LIMIT = 120.0
 
 

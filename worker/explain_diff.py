@@ -81,7 +81,7 @@ def diff_as_text(a: Report, b: Report, discretion: Discretion, *, width: int | N
     if a.launch is not None and b.launch is not None:
         rows = [("KEY", "A", "LAYER", "B", "LAYER")]
         rows.extend(_cells(one, discretion) for one in found)
-        lines += ["", *(table(rows, width=width) if found else ["no difference"])]
+        lines += ["", *(table(rows, width=width, elastic=(1, 3)) if found else ["no difference"])]
     for name, report in (("A", a), ("B", b)):
         if report.problem is not None:
             lines.append(f"{name} could not start: {one_line(discretion.text(report.problem.message))}")

@@ -18,6 +18,8 @@ from worker.runs.job_variables import Layer, Provenance
 
 FRESH_DIRECTORY = "(a fresh directory, removed afterwards)"
 ENGINE = "(the flow engine)"
+ELASTIC = (1, 4)
+"""The columns of a table that are shortened first: VALUE and FILLED BY."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,8 @@ def as_text(report: Report, discretion: Discretion, *, width: int | None) -> str
     if (launch := report.launch) is not None:
         rows = [("KEY", "VALUE", "LAYER", "OVERRODE", "FILLED BY")]
         rows.extend(_cells(row, discretion) for row in report.all_rows)
-        lines += ["", *table(rows, width=width), "", *_endings(report, launch, discretion)]
-    lines += [f"note: {discretion.text(note)}" for note in report.notes]
+        lines += ["", *table(rows, width=width, elastic=ELASTIC), "", *_endings(report, launch, discretion)]
+    lines += [f"the run's log says: {discretion.text(note)}" for note in report.notes]
     if report.problem is not None:
         lines.append(f"could not start: {one_line(discretion.text(report.problem.message))}")
     return "\n".join(lines)

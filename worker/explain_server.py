@@ -17,6 +17,7 @@ from worker.api.models import WorkPool
 from worker.api.transport import Patience
 from worker.explain_report import Launch, Problem, Report
 from worker.explain_rows import environment_rows, job_rows, label_rows
+from worker.explain_schema import refusal, still_required
 from worker.explain_strays import undeclared, unused
 from worker.explain_subject import NEXT_RUN, UNKNOWN_ID, Kind, Question, Subject, find_subject
 from worker.processes.launch_problems import LaunchSpec, find_problem
@@ -124,17 +125,21 @@ class Explainer:
         except Unpreparable as error:
             return replace(report, problem=_unpreparable(error))
         told = self._told(report, subject, prepared, everything=everything)
-        problem = await self._problem(prepared)
-        return told if problem is None else replace(told, problem=Problem("LaunchError", problem))
+        problem = await self._problem(subject, prepared)
+        return replace(told, problem=problem)
 
-    async def _problem(self, prepared: Prepared) -> str | None:
+    async def _problem(self, subject: Subject, prepared: Prepared) -> Problem | None:
         spec = prepared.spec
-        problem = find_problem(spec)
-        if problem is not None or self._here.foresee is None:
-            return problem
-        return await self._here.foresee(
-            spec, fresh_directory=spec.cwd == _FRESH, engine=prepared.job.command is None
-        )
+        if subject.kind is not Kind.FLOW_RUN:  # else the server has created it
+            complete = subject.kind is Kind.DEPLOYMENT
+            if (reason := refusal(prepared.inputs, complete=complete)) is not None:
+                return Problem("InvalidRequest", reason)
+        reason = find_problem(spec)
+        if reason is None and self._here.foresee is not None:
+            reason = await self._here.foresee(
+                spec, fresh_directory=spec.cwd == _FRESH, engine=prepared.job.command is None
+            )
+        return None if reason is None else Problem("LaunchError", reason)
 
     def _preparation(self, pool: WorkPool) -> Preparation:
         here = self._here
@@ -163,6 +168,7 @@ class Explainer:
         return replace(
             report,
             about=_about(subject, prepared),
+            remarks=(*report.remarks, *_required(subject, prepared)),
             rows=tuple(job_rows(job)),
             environment=tuple(
                 replace(row, value=UNKNOWN_ID) if row.value == str(NEXT_RUN) else row for row in rows
@@ -214,6 +220,11 @@ def _remarks(pool: WorkPool) -> list[str]:
             "the work pool has no template: the worker's own is used, and written into it at start"
         )
     return remarks
+
+
+def _required(subject: Subject, prepared: Prepared) -> list[str]:
+    missing = still_required(prepared.inputs) if subject.kind is Kind.WORK_POOL else ()
+    return [f"each deployment or run has to set {', '.join(missing)}"] if missing else []
 
 
 def _unpreparable(error: Unpreparable) -> Problem:

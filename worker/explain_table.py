@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, TextIO
 
 _GAP: Final = "  "
+_NARROW: Final = 24
 _NARROWEST: Final = 8
 ELLIPSIS: Final = "…"
 
@@ -31,30 +32,35 @@ def printable(text: str, stream: TextIO) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> list[str]:
+def table(
+    rows: Sequence[Sequence[str]], *, width: int | None = None, elastic: Collection[int] = ()
+) -> list[str]:
     """Lines with the cells of each row one below the other, the first row being the heading.
 
-    Within `width` columns the widest cells are shortened first, ending in an ellipsis.
+    Within `width` columns the widest cells are shortened first, ending in an ellipsis; those of the `elastic`
+    columns before all others.
     """
     widths = [max(_columns(row[column]) for row in rows) for column in range(len(rows[0]))]
     if width is not None:
-        widths = _fitted(widths, width - len(_GAP) * (len(widths) - 1))
+        available = width - len(_GAP) * (len(widths) - 1)
+        widths = _fitted(widths, available, elastic, narrowest=_NARROW)
+        widths = _fitted(widths, available, range(len(widths)), narrowest=_NARROWEST)
     return [
         _GAP.join(_cell(cell, columns) for cell, columns in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
 
 
-def _fitted(widths: list[int], available: int) -> list[int]:
-    """The widths, the widest lowered to a common bound such that all of them together fit."""
-    low, high = _NARROWEST, max(widths)
-    while low < high:
-        bound = (low + high + 1) // 2
-        if sum(min(one, bound) for one in widths) <= available:
-            low = bound
-        else:
-            high = bound - 1
-    fitted = [min(one, low) for one in widths]
+def _fitted(widths: list[int], available: int, elastic: Collection[int], *, narrowest: int) -> list[int]:
+    """The widths, the widest of the elastic ones lowered to a common bound such that all together fit, if they can."""
+
+    def bounded(bound: int) -> list[int]:
+        return [min(one, bound) if place in elastic else one for place, one in enumerate(widths)]
+
+    bound = max(narrowest, min(max(widths), available))
+    while bound > narrowest and sum(bounded(bound)) > available:
+        bound -= 1
+    fitted = bounded(bound)
     spare = max(0, available - sum(fitted))
     for place, one in enumerate(widths):  # what rounding left over
         if spare and one > fitted[place]:
