@@ -236,7 +236,8 @@ def _seconds(text: str) -> int:
 
 def _explain(arguments: argparse.Namespace) -> int:
     if arguments.input is None:
-        from worker.explain_command import explain_objects  # noqa: PLC0415 - not needed to start
+        with lean_imports():
+            from worker.explain_command import explain_objects  # noqa: PLC0415 - not needed to start
 
         return explain_objects(arguments, stdout=sys.stdout, stderr=sys.stderr)
     from worker.explain import explain_file  # noqa: PLC0415 - not needed to start

@@ -103,7 +103,12 @@ def parse_job_variables(given: Sequence[str]) -> dict[str, Any]:
         try:
             parsed[key] = _json_or_text(value)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"the value of -jv {key}=… is neither JSON nor plain text: {error}") from None
+            # The value may be secret, and so may what a longer message quotes of it.
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise UsageError(
+                f"the value of -jv {key}=… is neither JSON nor plain text ({reason});"
+                f" text with braces or quotes is given as a JSON string: -jv '{key}=\"…\"'"
+            ) from None
     return parsed
 
 

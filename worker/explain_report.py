@@ -191,7 +191,7 @@ def _stray(one: Stray) -> dict[str, Any]:
 def _argv(report: Report, launch: Launch, discretion: Discretion) -> list[str]:
     command = next(row for row in report.rows if row.key == "command")
     whole = secret(command) and command.value is not None
-    return [discretion.value(word, secret=whole) for word in launch.argv]
+    return discretion.words(launch.argv, secret=whole)
 
 
 def _name(row: Row) -> str:

@@ -8,7 +8,7 @@ that is known by value. Owns no output.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ _NAME: Final = re.compile(
 )
 _URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*:)[^/\s]+(?=@)")
 _OPTION: Final = re.compile(
-    r"((?:password|passwd|pwd|secret|token|api_?key)=|--?(?:password|token|secret|api-?key)\s+)[^&;\s'\"]+",
+    r"((?:password|passwd|pwd|secret|token|api_?key)=|(?<!\S)--?[\w-]*(?:password|token|secret|api-?key)\s+)[^&;\s'\"]+",
     re.IGNORECASE,
 )
 
@@ -69,6 +69,14 @@ class Discretion:
         if is_list(value):
             return [self.value(item, secret=False) for item in value]
         return value
+
+    def words(self, words: Sequence[str], *, secret: bool) -> list[str]:
+        """The words of a command, in the same way; the one after `--password` is masked, too."""
+        masked = [self.value(word, secret=secret) for word in words]
+        for place, (option, word) in enumerate(zip(words, masked[1:], strict=False), start=1):
+            if not self.show and _OPTION.fullmatch(f"{option} {word}") is not None:
+                masked[place] = MASK
+        return masked
 
     def texts(self, texts: Iterable[str]) -> list[str]:
         """Each text in the same way."""
