@@ -42,6 +42,7 @@ EXIT_USAGE = 2
 EXIT_CREDENTIALS = 3
 EXIT_NOT_FOUND = 4
 EXIT_UNREACHABLE = 5
+EXIT_INTERRUPTED = 130  # as a shell tells SIGINT
 
 # Seconds for each answer about what was asked; then for everything else, an automation's event included.
 PATIENCE = 10.0
@@ -66,6 +67,8 @@ def explain_objects(arguments: argparse.Namespace, *, stdout: TextIO, stderr: Te
     discretion = Discretion(show=arguments.show_secrets, redact=redactor.text)
     try:
         reports = anyio.run(_explain_all, arguments, settings, redactor, questions)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except (ApiError, NoSuchSubject, TimeoutError) as error:
         code, sentence = _what_happened(error, settings)
         stderr.write(f"headrace: {discretion.text(sentence)}\n")

@@ -74,7 +74,7 @@ class Discretion:
         """The words of a command, in the same way; the one after `--password` is masked, too."""
         masked = [self.value(word, secret=secret) for word in words]
         for place, (option, word) in enumerate(zip(words, masked[1:], strict=False), start=1):
-            if not self.show and _OPTION.fullmatch(f"{option} {word}") is not None:
+            if not self.show and not secret and _OPTION.fullmatch(f"{option} {word}") is not None:
                 masked[place] = MASK
         return masked
 

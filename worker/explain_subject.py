@@ -221,9 +221,9 @@ def _hint(name: str, names: Sequence[str]) -> str:
     if close:
         return f": did you mean {_offer(close)}?"
     if not names:
-        return ": there is none at all"
+        return ", nor any other"
     some = sorted(names)[:_OFFERED]
-    return f": there are {_offer(some)}{' and more' if len(names) > len(some) else ''}"
+    return f"; it has {', '.join(map(repr, some))}{' and more' if len(names) > len(some) else ''}"
 
 
 def _offer(names: Sequence[str]) -> str:
