@@ -248,7 +248,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         mode = JobVariablesMode(chosen)
     except ValueError:
         print(f"headrace: HEADRACE_JOB_VARIABLES is {chosen!r}, not 'layered' or 'stock'", file=sys.stderr)
-        return EXIT_CONFIGURATION
+        return EXIT_USAGE
     return explain_file(
         path=arguments.input,
         as_json=arguments.json,

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from tests.support.canned import CannedServer
+from worker.api.transport import Patience
 from worker.explain_command import EXIT_USAGE, UsageError, explain_objects, parse_job_variables
 from worker.explain_server import Explainer, Here
 from worker.explain_subject import Kind, NoSuchSubject, Question
@@ -83,7 +84,7 @@ def ask(canned: CannedServer, *questions: Question) -> list[Any]:
     async def explain() -> list[Any]:
         async with canned.client() as client:
             explainer = Explainer(
-                client=client, here=here, hide=lambda _: None, sleep=anyio.sleep, patience=dict
+                client=client, here=here, hide=lambda _: None, sleep=anyio.sleep, patience=Patience
             )
             return [await explainer.explain(question, everything=True) for question in questions]
 
