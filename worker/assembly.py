@@ -42,7 +42,6 @@ from worker.runs.job_variables import JobVariablesMode
 from worker.runs.journal import Journal
 from worker.runs.late_marking import LateMarking
 from worker.runs.latest_runs import LatestRuns
-from worker.runs.launch_spec import child_environment
 from worker.runs.lookahead import Agenda, Leads
 from worker.runs.lost_runs import LostRuns
 from worker.runs.outbox import Outbox
@@ -52,7 +51,7 @@ from worker.runs.preparation import Preparation
 from worker.runs.questions import Questions
 from worker.runs.recovery import Recovery
 from worker.runs.services import Services
-from worker.runs.start_method import Starter, StartMethod
+from worker.runs.start_method import Starter, StartMethod, forkserver_environment, why_never_warm
 from worker.runs.starts import Starts
 from worker.runs.states import States
 from worker.runs.stopping import Stopping
@@ -150,19 +149,13 @@ def assemble(
     leads = Leads(most=options.prefetch_seconds, fixed=options.run_once)
     launcher = Launcher()
     forkserver_wake = Wake()
-    forkserver, why_cold = None, "the start method is cold"
-    if StartMethod(settings.headrace.start_method) is StartMethod.WARM:
-        why_cold = "this system cannot hand an orphaned process to the daemon"
-    if StartMethod(settings.headrace.start_method) is StartMethod.WARM and subreaper:
+    forkserver = None
+    why_cold = why_never_warm(StartMethod(settings.headrace.start_method), subreaper=subreaper)
+    if why_cold is None:
         forkserver = ForkServer(
             python=options.python,
-            environment=child_environment(
-                worker_environment=options.environment,
-                settings=settings.child_environment,
-                attributed={},
-                job={},
-                protected={},
-                command_configured=False,
+            environment=forkserver_environment(
+                worker_environment=options.environment, settings=settings.child_environment
             ),
             preload=settings.headrace.preload,
             log=options.state.path / "forkserver.log",

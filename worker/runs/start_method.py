@@ -22,6 +22,7 @@ from worker.processes.launcher import Launcher
 from worker.processes.process import ProcessHandle
 from worker.processes.process_table import Marker
 from worker.runs.claims import Standing
+from worker.runs.launch_spec import child_environment, environment_layers
 
 # What the interpreter, the dynamic loader, the C library and libraries read once, before any code of ours runs.
 _READ_ONCE = re.compile(
@@ -42,6 +43,32 @@ class StartMethod(StrEnum):
     """Forked from a process that has imported Prefect."""
     COLD = "cold"
     """A fresh interpreter."""
+
+
+def why_never_warm(chosen: StartMethod, *, subreaper: bool) -> str | None:
+    """Why no run of a daemon is started warm; None when there is to be a fork server.
+
+    `subreaper`: orphaned descendants become the daemon's children.
+    """
+    if chosen is StartMethod.COLD:
+        return "the start method is cold"
+    return None if subreaper else "this system cannot hand an orphaned process to the daemon"
+
+
+def forkserver_environment(
+    *, worker_environment: Mapping[str, str], settings: Mapping[str, str]
+) -> dict[str, str]:
+    """What a fork server's process gets: a run's environment, less all that comes from the run."""
+    return child_environment(
+        environment_layers(
+            worker_environment=worker_environment,
+            settings=settings,
+            attributed={},
+            job={},
+            protected={},
+            command_configured=False,
+        )
+    )
 
 
 def eligible_for_warm_start(
@@ -128,7 +155,7 @@ class Ready:
 class Starter:
     """Prepares starts; one for the daemon's life. Without a fork server every start is cold."""
 
-    def __init__(self, *, launcher: Launcher, forkserver: ForkServer | None, why_cold: str) -> None:
+    def __init__(self, *, launcher: Launcher, forkserver: ForkServer | None, why_cold: str | None) -> None:
         self._launcher = launcher
         self._forkserver = forkserver
         self._why_cold = why_cold
