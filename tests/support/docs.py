@@ -67,7 +67,7 @@ def pages() -> list[Page]:
 
 def simple_commands(line: str) -> Iterator[list[str]]:
     """The commands of one line, without assignments before them, prompts, comments and redirections."""
-    words = shlex.split(line.removeprefix("$ "), comments=True)
+    words = shlex.split(re.sub(r"\s\d?>\s*\S+", "", line.removeprefix("$ ")), comments=True)
     command: list[str] = []
     for word in [*words, ";"]:
         if word in _SEPARATORS:
