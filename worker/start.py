@@ -1,18 +1,15 @@
 """`headrace start`: from flags and settings to a running daemon, and from its end to an exit code."""
 
 import argparse
-import base64
 import gc
 import io
 import json
 import os
-import re
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import anyio
 import structlog
@@ -35,7 +32,7 @@ def start(arguments: argparse.Namespace) -> int:
     pool, name = _identity(arguments)
     with lean_imports():  # reading the settings is what makes pydantic build its validators
         settings = _settings(arguments)
-    redactor = log.Redactor(_secrets(settings))
+    redactor = log.Redactor(settings.api.secrets())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # What a flow prints must be printable under any locale.
@@ -106,16 +103,11 @@ def _identity(arguments: argparse.Namespace) -> tuple[str, str]:
     if arguments.type not in {None, "process"}:
         msg = f"--type {arguments.type!r} cannot be served: headrace runs 'process' pools only"
         raise ConfigurationError(msg)
-    name: str = arguments.name or default_name(pool, hostname=socket.gethostname())
+    name: str = arguments.name or state_directory.default_name(pool, hostname=socket.gethostname())
     if "/" in name or "%" in name:
         msg = f"the worker name {name!r} may not contain '/' or '%'; choose another with --name"
         raise ConfigurationError(msg)
     return pool, name
-
-
-def default_name(pool: str, *, hostname: str) -> str:
-    """A name that stays the same over restarts: host and pool, without what names may not contain."""
-    return re.sub(r"[/%]", "-", f"{hostname}-{pool}")
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -160,14 +152,6 @@ def _announce(line: str) -> None:
         print(line, flush=True)
     except (OSError, ValueError) as error:
         structlog.get_logger().warning("output.unwritable", reason=str(error))
-
-
-def _secrets(settings: Settings) -> list[str]:
-    """Every credential among the settings, in each form in which it is sent."""
-    secrets = [secret.get_secret_value() for secret in (settings.api.key, settings.api.auth_string) if secret]
-    encoded = [base64.b64encode(secret.encode()).decode() for secret in secrets]
-    password = urlsplit(settings.api.url or "").password
-    return [*secrets, *encoded, *settings.api.custom_headers.values(), *([password] if password else [])]
 
 
 def read_template(path: str | None) -> Mapping[str, Any] | None:

@@ -8,7 +8,8 @@ import pytest
 
 from worker import state_directory
 from worker.cli import main
-from worker.start import ConfigurationError, default_name, read_template
+from worker.start import ConfigurationError, read_template
+from worker.state_directory import default_name
 
 
 def exit_code_of(*arguments: str) -> int:
