@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -126,26 +127,38 @@ def test_credentials_and_csrf_tokens(
         assert right["work pool"]["status"] == "warn"
         with strict.api() as api:
             assert api.request("GET", "/work_pools/new-pool").status_code == 404
-        wrong = doctor("--pool", "new-pool", code=1, at=strict, env={"PREFECT_API_AUTH_STRING": "admin:wrong-one"})
+        wrong = doctor(
+            "--pool", "new-pool", code=1, at=strict, env={"PREFECT_API_AUTH_STRING": "admin:wrong-one"}
+        )
         assert wrong["server"]["status"] == "ok"
         assert wrong["credentials"]["status"] == "fail"
         assert "PREFECT_API_AUTH_STRING" in wrong["credentials"]["advice"]
         assert wrong["work pool"]["status"] == "skipped"
         assert "wrong-one" not in json.dumps(wrong)
         assert "right-one" not in json.dumps(right)
+        refused = strict.python(
+            *("-m", "worker.cli", "stop", str(uuid4())),
+            cwd=ROOT,
+            env={"PREFECT_API_AUTH_STRING": "admin:wrong-one"},
+            check=False,
+        )
+        assert refused.returncode == 3, refused
+        assert "credentials" in refused.stderr
 
 
 def test_pools_that_cannot_be_served(doctor: Callable[..., Checks], api: PrefectApi) -> None:
-    other = api.create_pool(kind="kubernetes", template={"job_configuration": {}, "variables": {}})
+    other = api.create_pool(kind="kubernetes")
     checks = doctor("--pool", other, code=1)
     assert checks["work pool"]["status"] == "fail"
     assert "'kubernetes'" in checks["work pool"]["found"]
-    broken = api.create_pool(template=api.template(configuration={"env": "{{ prefect.variables.x }}", "labels": 7}))
+    broken = api.create_pool(template=api.template(configuration={"labels": 7}))
     checks = doctor("--pool", broken, code=0)
     assert checks["template"]["status"] == "warn", checks["template"]
 
 
-def test_a_state_directory_that_cannot_be_written(doctor: Callable[..., Checks], tmp_path: Path, pool: str) -> None:
+def test_a_state_directory_that_cannot_be_written(
+    doctor: Callable[..., Checks], tmp_path: Path, pool: str
+) -> None:
     (tmp_path / "file").touch()
     checks = doctor("--pool", pool, "--state-dir", str(tmp_path / "file" / "state"), code=1)
     assert checks["state directory"]["status"] == "fail"

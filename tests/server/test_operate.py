@@ -15,7 +15,7 @@ import pytest
 from tests.support.api import PrefectApi
 from tests.support.daemons import StartWorker, Worker
 from tests.support.project import Project
-from tests.support.server import PrefectServer
+from tests.support.server import PrefectServer, free_port
 from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -128,7 +128,7 @@ def test_watch_goes_on_until_ctrl_c(operator: Operator, sleeping: str, tmp_path:
     try:
         wait_for(
             lambda: (tmp_path / "watch").read_text().count(sleeping[:8]) >= 2,
-            description=lambda: (tmp_path / "watch").read_text(),
+            description=(tmp_path / "watch").read_text,
         )
         watching.send_signal(signal.SIGINT)
         assert watching.wait(60) == 0
@@ -147,6 +147,9 @@ def test_logs_follow_a_run_to_its_end(
     wait_for(
         lambda: "first line" in operator("logs", run_id).stdout, description="the first line of the output"
     )
+    masked = operator("logs", run_id, PREFECT_API_KEY="first line").stdout
+    assert "********" in masked
+    assert "first line" not in masked
     name = api.flow_run(run_id)["name"]
     following = operator.begin("logs", name, "--follow", stdout=printed)
     try:
@@ -185,6 +188,42 @@ def test_stop_of_a_run_nobody_has_begun(operator: Operator, api: PrefectApi, tmp
     assert "nobody had begun it" in answer["message"]
 
 
+def test_stop_says_why_it_cannot(operator: Operator) -> None:
+    unknown = operator("stop", "00000000-0000-4000-8000-000000000000", code=1)
+    assert "no flow run 00000000" in unknown.stderr
+    assert "give the whole id" in operator("stop", "nobody-at-all", code=1).stderr
+    away = operator("stop", "nobody-at-all", code=1, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
+    assert "headrace doctor" in away.stderr
+
+
+def test_following_survives_the_output_limit(
+    prefect_server: PrefectServer, daemon: StartWorker, project: Project, api: PrefectApi, tmp_path: Path
+) -> None:
+    bounded = daemon(pool=project.pool, args=("--output-limit", "64KiB"))
+    operator = Operator(prefect_server, bounded.state_dir)
+    script, printed = tmp_path / "script", tmp_path / "printed"
+    script.write_text("before\n")
+    run_id = project.run("chatty", file="chatty.py", parameters={"script": str(script)})
+    api.wait_for_state(run_id, "RUNNING")
+    following = operator.begin("logs", run_id, "--follow", stdout=printed)
+    try:
+        wait_for(lambda: "before" in printed.read_text(), description="the first line")
+        with script.open("a") as lines:
+            lines.writelines(f"{number} {'x' * 200}\n" for number in range(5000))
+            lines.write("after\n")
+        wait_for(lambda: "after\n" in printed.read_text(), description="the line after the flood")
+        late = operator("logs", run_id).stdout
+        assert "bytes of output dropped" in late
+        assert late.endswith("after\n")
+        with script.open("a") as lines:
+            lines.write("end\n")
+        assert following.wait(90) == 0
+    finally:
+        following.kill()
+        following.wait()
+    bounded.wait_for_event("flow_run.reported", flow_run_id=run_id)
+
+
 def test_a_killed_daemon_leaves_its_run_to_see(
     prefect_server: PrefectServer, daemon: StartWorker, project: Project, api: PrefectApi
 ) -> None:
@@ -205,8 +244,10 @@ def test_a_killed_daemon_leaves_its_run_to_see(
     assert (left["phase"], left["pid"]) == ("left behind", None)
     table = operator("ps").stdout
     assert "daemon not running, 1 run left: start it again" in table
-    following = operator("logs", run_id, "--follow")
-    assert following.stderr == ""
+    assert operator("logs", run_id, "--follow").stderr == ""
+    warned = operator("stop", run_id)
+    assert "start it again" in warned.stderr
+    assert "is being cancelled" in warned.stdout
     successor = daemon(pool=project.pool, successor_of=killed)
     api.wait_for_final(run_id)
     successor.wait_for_event("flow_run.reported", flow_run_id=run_id)

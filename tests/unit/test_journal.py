@@ -273,6 +273,6 @@ def test_an_entry_holds_no_environment() -> None:
             "stream_output",
         ),
         *("boot", "process", "started", "infrastructure_pid", "exit", "intent", "concluded", "evidence"),
-        *("engine", "relinquished", "hooks_begun"),
+        *("engine", "relinquished", "hooks_begun", "flow", "deployment"),
     }
     assert isinstance(FULL.attempt, UUID)

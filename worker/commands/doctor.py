@@ -37,7 +37,7 @@ def doctor(arguments: argparse.Namespace, *, stdout: TextIO) -> int:
 
     anyio.run(_examine, arguments, tell)
     if arguments.json:
-        stdout.write(json.dumps(report(found)) + "\n")
+        stdout.write(json.dumps(report(found), indent=2) + "\n")
     return EXIT_FAILED if any(check.status is Status.FAIL for check in found) else EXIT_DONE
 
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -30,7 +31,8 @@ _HEADER: Final = ("RUN", "NAME", "FLOW", "DEPLOYMENT", "POOL", "PHASE", "PID", "
 def ps(arguments: argparse.Namespace, settings: Settings, *, stdout: TextIO) -> int:
     """Show the table once, or again and again until Ctrl-C. Raises CommandError."""
     look = _Looker(root=settings.headrace.state_dir, pool=arguments.pool, name=arguments.name)
-    form = _json if arguments.json else _table
+    indent = None if arguments.watch else 2
+    form = partial(_json, indent=indent) if arguments.json else _table
     if not arguments.watch:
         look.measure()
         time.sleep(_MEASURE)
@@ -74,8 +76,8 @@ class _Looker:
         return daemons, rows(found, before=before, after=self._last, now=self._clock())
 
 
-def _json(daemons: Sequence[Daemon], found: Sequence[Row]) -> str:
-    return json.dumps(report(daemons, found)) + "\n"
+def _json(daemons: Sequence[Daemon], found: Sequence[Row], *, indent: int | None) -> str:
+    return json.dumps(report(daemons, found), indent=indent) + "\n"
 
 
 def report(daemons: Sequence[Daemon], found: Sequence[Row]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
@@ -18,11 +19,11 @@ from worker.api.client import PrefectClient
 from worker.api.errors import NotFound
 from worker.api.models import FlowRun, SetStateAnswer, SetStateStatus, StateType
 from worker.commands.connection import connected
-from worker.commands.daemons import as_run_id, attempts, find_daemons, the_one
+from worker.commands.daemons import Attempt, as_run_id, attempts, find_daemons, the_one
 from worker.commands.session import EXIT_DONE, EXIT_FAILED, CommandError
 from worker.settings import Settings
 
-_PATIENCE: Final = 30.0
+_PATIENCE: Final = 10.0
 _LOOK_INTERVAL: Final = 1.0
 
 
@@ -38,12 +39,10 @@ class Answered:
 
 def stop(arguments: argparse.Namespace, settings: Settings, *, stdout: TextIO) -> int:
     """Cancel the run; with `--wait` wait until its state is final. Raises CommandError."""
-    run_id = as_run_id(arguments.run)
-    if run_id is None:
-        here = the_one(
-            attempts(find_daemons(settings.headrace.state_dir, pool=None, name=None)), arguments.run
-        )
-        run_id = here and here.entry.flow_run_id
+    here = _here(arguments.run, settings)
+    if here is not None and here.daemon.pid is None:
+        print(f"headrace: {unattended(here)}", file=sys.stderr)
+    run_id = as_run_id(arguments.run) or (here and here.entry.flow_run_id)
     run, answered = anyio.run(_stop, settings, run_id, arguments.run, arguments.wait)
     if arguments.json:
         report = {
@@ -54,10 +53,29 @@ def stop(arguments: argparse.Namespace, settings: Settings, *, stdout: TextIO) -
             "stopping": answered.stopping,
             "message": answered.message,
         }
-        stdout.write(json.dumps(report) + "\n")
+        stdout.write(json.dumps(report, indent=2) + "\n")
     else:
         stdout.write(f"run {run.name} ({run.id}) {answered.message}\n")
     return EXIT_DONE if answered.stopping else EXIT_FAILED
+
+
+def _here(text: str, settings: Settings) -> Attempt | None:
+    """The attempt at the run on this machine, if it is here. Raises CommandError."""
+    try:
+        return the_one(attempts(find_daemons(settings.headrace.state_dir, pool=None, name=None)), text)
+    except CommandError:
+        if as_run_id(text) is None:
+            raise
+        return None  # with the whole id, whether it is here is only good to know
+
+
+def unattended(attempt: Attempt) -> str:
+    """That nobody is there to carry out the cancel."""
+    daemon = attempt.daemon
+    return (
+        f"the daemon that has this run does not run (name {daemon.name}, pool {daemon.pool or 'unknown'}):"
+        " start it again, and it ends the run"
+    )
 
 
 async def _stop(settings: Settings, run_id: UUID | None, text: str, wait: bool) -> tuple[FlowRun, Answered]:
