@@ -1,4 +1,4 @@
-"""The command line: `headrace start`, with the flags of `prefect worker start`, and `headrace explain`.
+"""The command line: `headrace start`, with the flags of `prefect worker start`, `headrace explain`, and the operators' commands.
 
 Owns flags, their checking, and exit codes. What is heavy is imported when a command needs it.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from worker import __version__
+from worker.commands.flags import COMMANDS, add_commands
 from worker.explain import flags as explain_flags
 from worker.lean_imports import lean_imports
 
@@ -42,6 +43,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return _start(arguments)
         case "explain":
             return _explain(arguments)
+        case command if command in COMMANDS:
+            from worker.commands.session import run  # noqa: PLC0415 - not needed to start
+
+            return run(arguments)
         case _:
             _parser().print_help()
             return EXIT_USAGE
@@ -72,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _session_flags(explain, default=argparse.SUPPRESS)
     _mode_flag(explain_flags.add_to(explain))
+    add_commands(commands, _session_flags)
     return parser
 
 

@@ -1,15 +1,12 @@
-"""What a command was given: flags and settings together, checked, and the secrets among them.
+"""What a command was given: flags and settings together, checked.
 
 Every command that talks to the server begins here, so that all of them see the same server, profile and
 names. Owns no setting (that is `settings`) and no flag (that is `cli`).
 """
 
 import argparse
-import base64
 import os
-import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from worker.settings import Settings, SettingsError, load_settings
 
@@ -59,16 +56,3 @@ def read_settings(arguments: argparse.Namespace, *, purpose: str = "start a work
         )
         raise ConfigurationError(msg)
     return settings
-
-
-def default_name(pool: str, *, hostname: str) -> str:
-    """A name that stays the same over restarts: host and pool, without what names may not contain."""
-    return re.sub(r"[/%]", "-", f"{hostname}-{pool}")
-
-
-def secrets_of(settings: Settings) -> list[str]:
-    """Every credential among the settings, in each form in which it is sent."""
-    secrets = [secret.get_secret_value() for secret in (settings.api.key, settings.api.auth_string) if secret]
-    encoded = [base64.b64encode(secret.encode()).decode() for secret in secrets]
-    password = urlsplit(settings.api.url or "").password
-    return [*secrets, *encoded, *settings.api.custom_headers.values(), *([password] if password else [])]

@@ -3,9 +3,11 @@
 Owns no reading and no validation; `settings.load_settings` builds these.
 """
 
+import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -33,6 +35,13 @@ class ApiSettings:
     def is_cloud(self) -> bool:
         """Whether the URL is one of Prefect Cloud."""
         return bool(self.url and self.cloud_api_url and self.url.startswith(self.cloud_api_url))
+
+    def secrets(self) -> list[str]:
+        """Every credential among these settings, in each form in which it is sent."""
+        secrets = [secret.get_secret_value() for secret in (self.key, self.auth_string) if secret]
+        encoded = [base64.b64encode(secret.encode()).decode() for secret in secrets]
+        password = urlsplit(self.url or "").password
+        return [*secrets, *encoded, *self.custom_headers.values(), *([password] if password else [])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import anyio
 import structlog
 
 from worker import console, daemon, log, output_printer, state_directory
-from worker.configuration import ConfigurationError, default_name, read_settings, secrets_of
+from worker.configuration import ConfigurationError, read_settings
 from worker.lean_imports import lean_imports
 from worker.runs.job_variables import JobVariablesMode
 from worker.settings import Settings
@@ -29,7 +29,7 @@ def start(arguments: argparse.Namespace) -> int:
     pool, name = _identity(arguments)
     with lean_imports():  # reading the settings is what makes pydantic build its validators
         settings = read_settings(arguments)
-    redactor = log.Redactor(secrets_of(settings))
+    redactor = log.Redactor(settings.api.secrets())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # What a flow prints must be printable under any locale.
@@ -108,7 +108,7 @@ def _identity(arguments: argparse.Namespace) -> tuple[str, str]:
     if arguments.type not in {None, "process"}:
         msg = f"--type {arguments.type!r} cannot be served: headrace runs 'process' pools only"
         raise ConfigurationError(msg)
-    name: str = arguments.name or default_name(pool, hostname=socket.gethostname())
+    name: str = arguments.name or state_directory.default_name(pool, hostname=socket.gethostname())
     if "/" in name or "%" in name:
         msg = f"the worker name {name!r} may not contain '/' or '%'; choose another with --name"
         raise ConfigurationError(msg)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import socket
@@ -36,6 +37,16 @@ class StateDirectory:
         """The directory of the attempts' directories."""
         return self.path / "runs"
 
+    @property
+    def lock(self) -> Path:
+        """The file that a running daemon holds a lock on, and that has its pid."""
+        return self.path / "lock"
+
+    @property
+    def label(self) -> Path:
+        """The file that says which pool and which name the directory is for."""
+        return self.path / "worker.json"
+
     @contextmanager
     def locked(self) -> Generator[None]:
         """Keep the directory to ourselves: two daemons would settle each other's attempts (flock(2)).
@@ -43,7 +54,7 @@ class StateDirectory:
         The lock goes with the process, however it ends. Raises StateDirectoryInUseError or UnlockableError.
         """
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._unlockable(error) from error
         try:
@@ -96,9 +107,30 @@ def for_worker(root: Path, *, api_url: str, pool: str, name: str) -> StateDirect
 
     Raises OSError when it cannot be made.
     """
-    identity = hashlib.sha256(f"{api_url}\0{pool}\0{name}".encode()).hexdigest()[:12]
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60]
-    directory = root.expanduser() / f"{readable}-{identity}"
+    directory = path_for_worker(root, api_url=api_url, pool=pool, name=name)
     (directory / "runs").mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
-    return StateDirectory(directory.resolve())
+    state = StateDirectory(directory.resolve())
+    with suppress(OSError):  # a full disk: whoever looks in sees the directory's name only
+        _write_label(state, {"pool": pool, "name": name})
+    return state
+
+
+def default_name(pool: str, *, hostname: str) -> str:
+    """A name that stays the same over restarts: host and pool, without what names may not contain."""
+    return re.sub(r"[/%]", "-", f"{hostname}-{pool}")
+
+
+def path_for_worker(root: Path, *, api_url: str, pool: str, name: str) -> Path:
+    """Where the state directory of this worker is, or would be."""
+    identity = hashlib.sha256(f"{api_url}\0{pool}\0{name}".encode()).hexdigest()[:12]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60]
+    return root.expanduser() / f"{readable}-{identity}"
+
+
+def _write_label(state: StateDirectory, label: dict[str, str]) -> None:
+    """Say whose directory it is, for `headrace ps`: its name holds only a part of that."""
+    text = json.dumps(label)
+    draft = state.label.with_name(f".{state.label.name}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(state.label)

@@ -39,7 +39,10 @@ class Page:
         """The words of each simple command in the page's shell blocks."""
         for language, block in _FENCE.findall(self.text):
             if language in _SHELL:
-                for line in block.replace("\\\n", " ").splitlines():
+                lines = block.replace("\\\n", " ").splitlines()
+                typed = [line for line in lines if line.startswith("$ ")]
+                # With prompts, the other lines are what was printed.
+                for line in typed or lines:
                     yield from simple_commands(line)
 
     def code(self) -> list[str]:

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 from worker.processes.process import Exit
 from worker.processes.process_table import Identity
 from worker.runs.conclusion import Intent
-from worker.runs.journal import FORMAT, Journal, JournalTooNewError
-from worker.runs.journal_entry import Entry, Phase
+from worker.runs.journal import Journal, JournalTooNewError
+from worker.runs.journal_entry import FORMAT, Entry, Phase
 
 pytestmark = pytest.mark.anyio
 
@@ -273,6 +273,6 @@ def test_an_entry_holds_no_environment() -> None:
             "stream_output",
         ),
         *("boot", "process", "started", "infrastructure_pid", "exit", "intent", "concluded", "evidence"),
-        *("engine", "relinquished", "hooks_begun"),
+        *("engine", "relinquished", "hooks_begun", "flow", "deployment"),
     }
     assert isinstance(FULL.attempt, UUID)

@@ -53,7 +53,7 @@ ANNOUNCED_FAILURES: Final = 5
 Bell = Callable[[UUID | None], None]
 """Rung with the flow run that an event is about; None for any other event, and when events may have been missed."""
 
-_SUBPROTOCOL: Final = "prefect"
+SUBPROTOCOL: Final = "prefect"
 # Without an end nothing live arrives; within the range of 32-bit times, whatever the server stores them in.
 _UNTIL: Final = "2100-01-01T00:00:00Z"
 _FIRST_BACKOFF: Final = 3
@@ -102,7 +102,7 @@ class EventStream:
         if pool is None:
             return NO_POOL_SECONDS
         try:
-            async with connect(self._transport.http, self._url, subprotocol=_SUBPROTOCOL) as websocket:
+            async with connect(self._transport.http, self._url, subprotocol=SUBPROTOCOL) as websocket:
                 await self._subscribe(websocket, pool)
                 self._log.debug("push.connected")
                 self._ring_all()
@@ -119,20 +119,10 @@ class EventStream:
     async def _subscribe(self, websocket: WebSocket, pool: UUID) -> None:
         limit = self._settings.request_timeout
         with anyio.move_on_after(limit) as scope:
-            await websocket.send(json.dumps({"type": "auth", "token": token(self._settings)}))
-            await self._authenticated(websocket)
+            await authenticate(websocket, self._settings)
             await websocket.send(json.dumps(subscription(pool, names=tuple(self._bells))))
         if scope.cancelled_caught:
             raise Disconnected(f"no answer to the credentials within {limit:g} s")
-
-    async def _authenticated(self, websocket: WebSocket) -> None:
-        while True:
-            for text in await websocket.receive():
-                match decoded(text):
-                    case {"type": "auth_success"}:
-                        return
-                    case _:
-                        raise Disconnected("the credentials were answered with something else")
 
     async def _ring_until_moved(self, websocket: WebSocket, pool: UUID) -> None:
         """Ring for each event, for as long as the pool is the one we have subscribed to."""
@@ -180,6 +170,18 @@ class EventStream:
                 hint="nothing is lost: what the events would have told at once is found by polling",
             )
         return delay
+
+
+async def authenticate(websocket: WebSocket, settings: ApiSettings) -> None:
+    """Show our credentials and wait until they are accepted (PROTOCOL 5.2). Raises Disconnected."""
+    await websocket.send(json.dumps({"type": "auth", "token": token(settings)}))
+    while True:
+        for text in await websocket.receive():
+            match decoded(text):
+                case {"type": "auth_success"}:
+                    return
+                case _:
+                    raise Disconnected("the credentials were answered with something else")
 
 
 def passing(status: int) -> bool:

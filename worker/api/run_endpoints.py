@@ -147,6 +147,13 @@ class RunEndpoints(Endpoints):
         answer = await self._post(path("flow_runs", "count"), operation, body, patience)
         return self._checked(lambda: int(answer), operation)
 
+    async def flow_runs_named(self, name: str, **patience: Unpack[Patience]) -> list[FlowRun]:
+        """The runs of this name, anywhere on the server, the one due last first."""
+        body = {"flow_runs": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        return await self._pages(
+            FlowRun, path("flow_runs", "filter"), f"look for flow run {name!r}", body, patience
+        )
+
     async def set_state(
         self,
         flow_run_id: UUID,

@@ -21,7 +21,7 @@ from worker import log
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, Misconfigured, NotAnApi, Unauthorized
 from worker.api.transport import Patience
-from worker.configuration import ConfigurationError, default_name, read_settings, secrets_of
+from worker.configuration import ConfigurationError, read_settings
 from worker.explain.diff import diff_as_json, diff_as_text
 from worker.explain.report import Report, as_text, report_as_json
 from worker.explain.secrets import Discretion
@@ -35,6 +35,7 @@ from worker.processes.tree import become_subreaper
 from worker.runs.job_variables import JobVariablesMode
 from worker.runs.start_method import StartMethod, forkserver_environment, why_never_warm
 from worker.settings import Settings
+from worker.state_directory import default_name
 
 EXIT_STARTS = 0
 EXIT_COULD_NOT_START = 1
@@ -61,7 +62,7 @@ def explain_objects(arguments: argparse.Namespace, *, stdout: TextIO, stderr: Te
     except (UsageError, ConfigurationError) as error:
         stderr.write(f"headrace: {error}\n")
         return EXIT_USAGE
-    redactor = log.Redactor(secrets_of(settings))
+    redactor = log.Redactor(settings.api.secrets())
     # What goes wrong is said in one sentence at the end; warnings of an outage on the way would only repeat it.
     log.configure(chosen_format=settings.logging.format, level="error", redactor=redactor)
     discretion = Discretion(show=arguments.show_secrets, redact=redactor.text)

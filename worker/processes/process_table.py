@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,3 +117,29 @@ def carries(pid: int, marker: Marker) -> bool:
     except OSError:
         return False
     return b"\0" + os.fsencode(f"{marker.name}={marker.value}") + b"\0" in b"\0" + environ + b"\0"
+
+
+def marks(name: str, pids: Iterable[int]) -> dict[int, str]:
+    """The value of this variable in the initial environment of each of these processes that has it."""
+    found = ((pid, _initial_value(pid, name)) for pid in pids)
+    return {pid: value for pid, value in found if value is not None}
+
+
+def _initial_value(pid: int, name: str) -> str | None:
+    if sys.platform != "linux":
+        from worker.processes import process_table_psutil  # noqa: PLC0415 - same
+
+        return process_table_psutil.initial_value(pid, name)
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None
+    beginning = os.fsencode(f"{name}=")
+    return next(
+        (
+            os.fsdecode(entry[len(beginning) :])
+            for entry in environ.split(b"\0")
+            if entry.startswith(beginning)
+        ),
+        None,
+    )

@@ -42,3 +42,11 @@ def carries(pid: int, marker: Marker) -> bool:
         return psutil.Process(pid).environ().get(marker.name) == marker.value
     except (psutil.Error, OSError):
         return False
+
+
+def initial_value(pid: int, name: str) -> str | None:
+    """The value of this variable in the environment the process was started with; None if it has none, or is not ours."""
+    try:
+        return psutil.Process(pid).environ().get(name)
+    except (psutil.Error, OSError):
+        return None

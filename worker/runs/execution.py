@@ -166,6 +166,8 @@ class Execution:
             directory=workspace.directory,
             stream_output=prepared.spec.stream_output,
             engine=prepared.job.command is None,
+            flow=prepared.flow.name if prepared.flow else None,
+            deployment=prepared.deployment.name if prepared.deployment else None,
         ):
             await self._reports.given_back("The worker cannot write its journal.")
             return None

@@ -22,10 +22,9 @@ import anyio.to_thread
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from worker.runs.journal_entry import Entry
+from worker.runs.journal_entry import FORMAT, Entry
 
 CHECK_INTERVAL = 5.0
-FORMAT = 1
 T = TypeVar("T")
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _TABLES = """

@@ -9,6 +9,9 @@ from worker.processes.process import Exit
 from worker.processes.process_table import Identity
 from worker.runs.conclusion import Intent
 
+FORMAT = 1
+"""Of the journal's file; a daemon and its commands leave a later one alone."""
+
 
 class Phase(StrEnum):
     """How far an attempt has come; written before the step it names, but for `LAUNCHED` and `EXITED`, which tell facts."""
@@ -28,7 +31,7 @@ class Entry:
     boot of the machine `process` is. `concluded` is the state that the engine itself said it had reported, `evidence` what speaks for a
     lack of memory as the cause of the end. `engine`: the process is Prefect's engine, which takes a SIGTERM for a crash,
     unless `relinquished`: it was told that another daemon will attend to it. Hooks that have `hooks_begun` are not
-    begun again.
+    begun again. `flow` and `deployment` are names, for people.
     """
 
     attempt: UUID
@@ -51,3 +54,5 @@ class Entry:
     engine: bool = True
     relinquished: bool = False
     hooks_begun: bool = False
+    flow: str | None = None
+    deployment: str | None = None

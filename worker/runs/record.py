@@ -66,7 +66,15 @@ class Record:
         """About to propose the claim; False when this cannot be written, and so must not be done."""
         return await self._announce(self._entry)
 
-    async def launching(self, *, directory: Path, stream_output: bool, engine: bool) -> bool:
+    async def launching(
+        self,
+        *,
+        directory: Path,
+        stream_output: bool,
+        engine: bool,
+        flow: str | None = None,
+        deployment: str | None = None,
+    ) -> bool:
         """About to start a process; False when this cannot be written, and so must not be done."""
         entry = replace(
             self._entry,
@@ -75,6 +83,8 @@ class Record:
             stream_output=stream_output,
             engine=engine,
             boot=boot_id(),
+            flow=flow,
+            deployment=deployment,
         )
         return await self._announce(entry)
 
