@@ -25,6 +25,7 @@ from worker.api.events import (
     EventStream,
 )
 from worker.api.models import FlowRun
+from worker.metrics import Metrics
 from worker.processes.control import ControlChannel
 from worker.processes.forkserver import ForkServer
 from worker.processes.launcher import Launcher
@@ -55,6 +56,7 @@ from worker.runs.stopping import Stopping
 from worker.runs.wake import Wake
 from worker.runs.work_pool import WorkPoolKeeper
 from worker.runs.worker_events import WorkerEvents
+from worker.sd_notify import Address
 from worker.settings import Settings
 from worker.state_directory import StateDirectory
 
@@ -88,12 +90,17 @@ class Options:
     mask: Mask
     # Prints the two lines scripts wait for (PROTOCOL 8).
     announce: Callable[[str], None]
+    # The service manager that started us, if one did.
+    notify: Address | None
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The daemon's services, wired to each other; they live as long as the daemon."""
 
+    client: PrefectClient
+    metrics: Metrics
+    pacing: Pacing
     pool: WorkPoolKeeper
     poller: Poller
     cancellations: Cancellations
@@ -131,6 +138,7 @@ def assemble(
 
     `subreaper`: orphaned descendants become our children, without which nothing can be started warm.
     """
+    metrics = Metrics()
     freed = Wake()
     pacing = Pacing(
         most=settings.headrace.max_starting or processors(),
@@ -195,6 +203,7 @@ def assemble(
     )
     services = Services(
         client=client,
+        metrics=metrics,
         claims=Claims(client=client, sleep=anyio.sleep),
         states=States(client=client, redact=options.redact),
         preparation=Preparation(
@@ -269,6 +278,9 @@ def assemble(
         random=random.random,
     )
     return Parts(
+        client=client,
+        metrics=metrics,
+        pacing=pacing,
         push=push,
         pool=pool,
         poller=poller,

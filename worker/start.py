@@ -20,6 +20,7 @@ import structlog
 from worker import daemon, log, output_printer, state_directory
 from worker.lean_imports import lean_imports
 from worker.runs.job_variables import JobVariablesMode
+from worker.sd_notify import take_address
 from worker.settings import Settings, SettingsError, load_settings
 from worker.state_directory import StateDirectory
 
@@ -44,6 +45,7 @@ def start(arguments: argparse.Namespace) -> int:
     for warning in settings.warnings:
         structlog.get_logger().warning("settings.ignored", reason=warning)
     state = _state_directory(settings, pool, name)
+    notify = take_address(os.environ, pid=os.getpid())
     options = daemon.Options(
         pool=pool,
         name=name,
@@ -65,6 +67,7 @@ def start(arguments: argparse.Namespace) -> int:
         redact=redactor.text,
         mask=redactor,
         announce=_announce,
+        notify=notify,
     )
     return _serve_alone(options, settings)
 

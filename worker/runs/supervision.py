@@ -196,6 +196,8 @@ class Supervision:
         self._log.debug("flow_run.starting_over", connected=connected, seconds=round(seconds, 3))
         if connected:
             self._services.leads.measured(run.deployment_id, seconds)
+            due = self._record.entry.due
+            self._services.metrics.began(startup=seconds, due=due, now=self._services.now())
 
     async def _watch_end(self) -> None:
         """Hand the slot on once the run's end is known, from its engine or the server: the process takes another second.

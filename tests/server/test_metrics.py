@@ -1,0 +1,174 @@
+"""What `/metrics` says of runs that really ended in each way, read by Prometheus's own parser."""
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from tests.support.api import PrefectApi
+from tests.support.daemons import StartWorker, Worker
+from tests.support.project import Project
+from tests.support.server import free_port
+from tests.support.wait import wait_for
+
+pytestmark = pytest.mark.timeout(300)
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Scraped:
+    """One scrape: the families by name, in the order served."""
+
+    families: Mapping[str, Metric]
+
+    def value(self, sample: str, **labels: str) -> float:
+        """The value of the one sample of this name with these labels."""
+        (found,) = [
+            one.value
+            for family in self.families.values()
+            for one in family.samples
+            if one.name == sample and labels.items() <= one.labels.items()
+        ]
+        return found
+
+    def labels(self, sample: str, label: str) -> dict[str, float]:
+        return {
+            one.labels[label]: one.value
+            for family in self.families.values()
+            for one in family.samples
+            if one.name == sample
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    worker: Worker
+    port: int
+
+    def scrape(self) -> Scraped:
+        answer = httpx.get(
+            f"http://127.0.0.1:{self.port}/metrics", headers={"Accept": OPENMETRICS}, timeout=30
+        )
+        assert answer.status_code == 200
+        assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+        return Scraped({family.name: family for family in parse_openmetrics(answer.text)})
+
+
+@pytest.fixture(scope="module")
+def served(module_daemon: StartWorker, module_project: Project) -> Served:
+    port = free_port()
+    worker = module_daemon(
+        pool=module_project.pool,
+        args=("--limit", "8", "--with-healthcheck"),
+        env={"PREFECT_WORKER_WEBSERVER_PORT": str(port)},
+    )
+    return Served(worker, port)
+
+
+def test_runs_are_counted_by_how_they_ended(api: PrefectApi, module_project: Project, served: Served) -> None:
+    project = module_project
+    before = served.scrape()
+    assert before.value("headrace_exits_total", cause="completed") == 0
+    assert before.value("headrace_slots_free") == 8
+    completed = project.run()
+    failed = project.run("fails")
+    broken = project.run("crashes", parameters={"code": 7})
+    killed, cancelled = project.run("sleeps"), project.run("sleeps")
+    for run in (killed, cancelled):
+        project.wait_for_fact(run, "sleeping")
+        api.wait_for_state(run, "RUNNING")
+
+    running = served.scrape()
+    assert running.value("headrace_runs_in_flight") >= 1
+    assert running.value("headrace_slots_free") <= 7
+    assert running.value("headrace_run_memory_bytes", flow_run_id=cancelled) > 1 << 20
+    assert running.value("headrace_runs_memory_bytes") >= running.value(
+        "headrace_run_memory_bytes", flow_run_id=cancelled
+    )
+
+    os.kill(served.worker.wait_for_event("flow_run.launched", flow_run_id=killed)["pid"], signal.SIGKILL)
+    api.cancel(cancelled)
+    ends = {
+        completed: "COMPLETED",
+        failed: "FAILED",
+        broken: "CRASHED",
+        killed: "CRASHED",
+        cancelled: "CANCELLED",
+    }
+    for run, state in ends.items():
+        api.wait_for_state(run, state)
+        served.worker.wait_for_event("flow_run.reported", flow_run_id=run)
+    after = wait_for(
+        lambda: seen if (seen := served.scrape()).value("headrace_runs_in_flight") == 0 else None,
+        description="a scrape with nothing in flight",
+    )
+    exits = after.labels("headrace_exits_total", "cause")
+    assert {cause: count for cause, count in exits.items() if count} == {
+        "completed": 1,
+        "failed": 1,
+        "error": 1,
+        "killed": 1,
+        "cancelled": 1,
+    }
+    reports = after.labels("headrace_reports_total", "outcome")
+    assert sum(reports.values()) == 5
+    assert reports["crashed"] == 2
+    assert after.value("headrace_claims_total", result="won") == 5
+    assert sum(after.labels("headrace_starts_total", "method").values()) == 5
+    assert after.value("headrace_startup_seconds_count") == 5
+    assert after.value("headrace_startup_seconds_sum") > 0
+    assert after.value("headrace_lateness_seconds_count") == 5
+    assert after.value("headrace_api_requests_total") > before.value("headrace_api_requests_total")
+    assert after.value("headrace_server_reachable") == 1
+    assert after.value("headrace_ready") == 1
+    assert after.value("headrace_draining") == 0
+    assert after.value("headrace_outage_seconds_total") == 0
+    assert after.value("headrace_slots") == 8
+    assert after.labels("headrace_run_memory_bytes", "flow_run_id") == {}
+    assert after.value("headrace_info", work_pool=project.pool, worker=served.worker.name) == 1
+
+
+def test_prometheus_text_for_those_who_do_not_ask_for_openmetrics(served: Served) -> None:
+    answer = httpx.get(f"http://127.0.0.1:{served.port}/metrics", timeout=30)
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert "headrace_slots" in {family.name for family in parse_text(answer.text)}
+
+
+def test_health_is_on_loopback_unless_told_otherwise(served: Served) -> None:
+    (event,) = served.worker.events("health.serving")
+    assert event["host"] == "127.0.0.1"
+
+
+def test_live_and_ready(served: Served) -> None:
+    base = f"http://127.0.0.1:{served.port}"
+    assert httpx.get(f"{base}/health").json() == {"message": "OK"}
+    assert httpx.get(f"{base}/livez").json() == {"message": "OK"}
+    ready = httpx.get(f"{base}/readyz")
+    assert ready.status_code == 200
+    answer = ready.json()
+    assert answer["ready"] is True
+    assert answer["draining"] is False
+    assert answer["last_contact_seconds"] < 300
+    assert httpx.get(f"{base}/elsewhere").status_code == 404
+
+
+def test_a_daemon_that_nobody_watches_imports_nothing_for_it(
+    module_daemon: StartWorker, module_project: Project
+) -> None:
+    """Python's own list of imports, from a daemon that polls once and ends."""
+    worker = module_daemon(
+        pool=module_project.pool, args=("--run-once",), env={"PYTHONPROFILEIMPORTTIME": "1"}
+    )
+    assert worker.wait_exit() == 0
+    imported = {
+        line.rsplit("|", 1)[-1].strip() for line in worker.stderr().splitlines() if "import time:" in line
+    }
+    assert "worker.observers" in imported
+    assert not {name for name in imported if name.startswith(("prometheus_client", "http.server", "shtab"))}
+    assert "worker.exposition" not in imported
