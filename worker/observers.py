@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from worker.exposition import Exposition, Seen
 
 # Within so many seconds the daemon speaks again; only then may a start or a stop take longer than the unit allows.
-_EXTENSION: Final = 60.0
+EXTENSION: Final = 60.0
 
 
 class Observers:
@@ -83,7 +83,7 @@ class Observers:
     def _extension(self) -> dict[str, str]:
         if self._online and not self._shutdown.draining:
             return {}
-        return {"EXTEND_TIMEOUT_USEC": str(int(_EXTENSION * 1_000_000))}
+        return {"EXTEND_TIMEOUT_USEC": str(int(EXTENSION * 1_000_000))}
 
     def _tell(self, **fields: str) -> None:
         status = self._describe()

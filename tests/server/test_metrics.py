@@ -2,48 +2,19 @@
 
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
 import pytest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.support.api import PrefectApi
 from tests.support.daemons import StartWorker, Worker
 from tests.support.project import Project
+from tests.support.scrapes import OPENMETRICS, Scraped
 from tests.support.server import free_port
 from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(300)
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-
-
-@dataclass(frozen=True, slots=True)
-class Scraped:
-    """One scrape: the families by name, in the order served."""
-
-    families: Mapping[str, Metric]
-
-    def value(self, sample: str, **labels: str) -> float:
-        """The value of the one sample of this name with these labels."""
-        (found,) = [
-            one.value
-            for family in self.families.values()
-            for one in family.samples
-            if one.name == sample and labels.items() <= one.labels.items()
-        ]
-        return found
-
-    def labels(self, sample: str, label: str) -> dict[str, float]:
-        return {
-            one.labels[label]: one.value
-            for family in self.families.values()
-            for one in family.samples
-            if one.name == sample
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +28,7 @@ class Served:
         )
         assert answer.status_code == 200
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
-        return Scraped({family.name: family for family in parse_openmetrics(answer.text)})
+        return Scraped.openmetrics(answer.text)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +79,7 @@ def test_runs_are_counted_by_how_they_ended(api: PrefectApi, module_project: Pro
         lambda: seen if (seen := served.scrape()).value("headrace_runs_in_flight") == 0 else None,
         description="a scrape with nothing in flight",
     )
-    exits = after.labels("headrace_exits_total", "cause")
+    exits = after.by("cause", "headrace_exits_total")
     assert {cause: count for cause, count in exits.items() if count} == {
         "completed": 1,
         "failed": 1,
@@ -116,11 +87,11 @@ def test_runs_are_counted_by_how_they_ended(api: PrefectApi, module_project: Pro
         "killed": 1,
         "cancelled": 1,
     }
-    reports = after.labels("headrace_reports_total", "outcome")
+    reports = after.by("outcome", "headrace_reports_total")
     assert sum(reports.values()) == 5
     assert reports["crashed"] == 2
     assert after.value("headrace_claims_total", result="won") == 5
-    assert sum(after.labels("headrace_starts_total", "method").values()) == 5
+    assert sum(after.by("method", "headrace_starts_total").values()) == 5
     assert after.value("headrace_startup_seconds_count") == 5
     assert after.value("headrace_startup_seconds_sum") > 0
     assert after.value("headrace_lateness_seconds_count") == 5
@@ -130,14 +101,14 @@ def test_runs_are_counted_by_how_they_ended(api: PrefectApi, module_project: Pro
     assert after.value("headrace_draining") == 0
     assert after.value("headrace_outage_seconds_total") == 0
     assert after.value("headrace_slots") == 8
-    assert after.labels("headrace_run_memory_bytes", "flow_run_id") == {}
+    assert after.by("flow_run_id", "headrace_run_memory_bytes") == {}
     assert after.value("headrace_info", work_pool=project.pool, worker=served.worker.name) == 1
 
 
 def test_prometheus_text_for_those_who_do_not_ask_for_openmetrics(served: Served) -> None:
     answer = httpx.get(f"http://127.0.0.1:{served.port}/metrics", timeout=30)
     assert answer.headers["Content-Type"].startswith("text/plain")
-    assert "headrace_slots" in {family.name for family in parse_text(answer.text)}
+    assert "headrace_slots" in Scraped.text(answer.text).families
 
 
 def test_health_is_on_loopback_unless_told_otherwise(served: Served) -> None:
