@@ -1,5 +1,6 @@
 """What `/metrics` says of runs that really ended in each way, read by Prometheus's own parser."""
 
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -127,6 +128,54 @@ def test_live_and_ready(served: Served) -> None:
     assert answer["draining"] is False
     assert answer["last_contact_seconds"] < 300
     assert httpx.get(f"{base}/elsewhere").status_code == 404
+
+
+def test_a_server_that_is_away_is_an_outage_and_no_reason_to_restart(pool: str, daemon: StartWorker) -> None:
+    port = free_port()
+    worker = daemon(
+        pool=pool,
+        args=("--with-healthcheck",),
+        env={
+            "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+            "PREFECT_WORKER_WEBSERVER_PORT": str(port),
+        },
+        wait=False,
+    )
+    worker.wait_for_event("api.unreachable")
+    scraped = wait_for(
+        lambda: (
+            seen if (seen := Served(worker, port).scrape()).value("headrace_outage_seconds_total") else None
+        ),
+        description="an outage that lasts",
+    )
+    assert scraped.value("headrace_server_reachable") == 0
+    assert scraped.value("headrace_ready") == 0
+    assert scraped.value("headrace_slots") == math.inf
+    assert scraped.value("headrace_last_contact_timestamp_seconds") == 0
+    assert (
+        0
+        < scraped.value("headrace_api_errors_total", status="none")
+        <= scraped.value("headrace_api_requests_total")
+    )
+    base = f"http://127.0.0.1:{port}"
+    assert httpx.get(f"{base}/livez").status_code == 200
+    ready = httpx.get(f"{base}/readyz")
+    assert (ready.status_code, ready.json()["message"]) == (503, "starting")
+
+
+def test_a_draining_daemon_says_so(api: PrefectApi, project: Project, pool: str, daemon: StartWorker) -> None:
+    port = free_port()
+    worker = daemon(pool=pool, args=("--with-healthcheck",), env={"PREFECT_WORKER_WEBSERVER_PORT": str(port)})
+    gate = project.gate()
+    run = project.run("waits_for_file", parameters={"gate": str(gate)})
+    api.wait_for_state(run, "RUNNING")
+    worker.service.signal(signal.SIGTERM)
+    worker.wait_for_event("worker.draining")
+    scraped = Served(worker, port).scrape()
+    assert scraped.value("headrace_draining") == 1
+    assert scraped.value("headrace_ready") == 0
+    gate.touch()
+    assert worker.wait_exit() == 0
 
 
 def test_a_daemon_that_nobody_watches_imports_nothing_for_it(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.api import PrefectApi
@@ -92,6 +93,39 @@ def test_flows_cannot_speak_for_the_daemon(
     daemon(pool=pool, env=manager.environment("30000000"))
     seen = project.seen(project.run())
     assert not {name for name in seen["env"] if name.startswith(("NOTIFY_SOCKET", "WATCHDOG_"))}
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_a_daemon_whose_event_loop_hangs_is_silent_and_not_alive(
+    pool: str, daemon: StartWorker, manager: Manager, tmp_path: Path
+) -> None:
+    end, port = tmp_path / "end", free_port()
+    worker = daemon(
+        pool=pool,
+        program="tests.support.hanging_daemon",
+        args=("--with-healthcheck",),
+        env={"HANG_UNTIL": str(end), "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
+        | manager.environment("1000000"),
+    )
+    manager.wait_for_line("WATCHDOG=1")
+    assert status(port, "/livez") == 200
+    worker.service.signal(signal.SIGUSR1)
+    wait_for(end.with_suffix(".hanging").exists, description="the hang")
+    before = len(manager.lines())
+    wait_for(lambda: status(port, "/livez") == 503, description="a loop that is known to hang")
+    assert len(manager.lines()) == before
+    answer = httpx.get(f"http://127.0.0.1:{port}/readyz")
+    assert (answer.status_code, answer.json()["message"]) == (503, "hanging")
+    # A scrape does not need the loop.
+    assert status(port, "/metrics") == 200
+    end.touch()
+    manager.wait_for_line("WATCHDOG=1", after=before)
+    wait_for(lambda: status(port, "/livez") == 200, description="a loop that turns again")
+    assert worker.stop() == 0
+
+
+def status(port: int, path: str) -> int:
+    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30).status_code
 
 
 @pytest.mark.parametrize("manager", ["path"], indirect=True)
