@@ -44,7 +44,7 @@ class _Server(ThreadingHTTPServer):
         """Log what went wrong with one request; a client that has gone away is not news."""
         error = sys.exception()
         if not isinstance(error, ConnectionError | TimeoutError):
-            structlog.get_logger().warning("health.failed", reason=str(error), exc_info=error)
+            structlog.get_logger().warning("health.unanswered", reason=str(error), exc_info=error)
 
 
 @contextmanager

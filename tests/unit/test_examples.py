@@ -211,6 +211,15 @@ def test_the_pods_labels_are_those_that_are_looked_for() -> None:
     assert stateful["template"]["metadata"]["annotations"]["prometheus.io/path"] == "/metrics"
 
 
+# --- the image
+
+
+def test_the_image_asks_whether_the_daemon_lives() -> None:
+    """An engine that restarts what is unhealthy must not restart a daemon because the server is away."""
+    (check,) = re.findall(r"HEALTHCHECK.*\n\s+CMD (.*)", (ROOT / "Dockerfile").read_text())
+    assert "'/livez'" in json.loads(check)[-1]
+
+
 # --- Grafana and the document
 
 
