@@ -6,11 +6,9 @@ Owns no behaviour. What the parts do is theirs; in which order they live and die
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -26,11 +24,12 @@ from worker.api.events import (
     EventStream,
 )
 from worker.api.models import FlowRun
+from worker.metrics import Metrics
+from worker.options import Options
 from worker.processes.control import ControlChannel
 from worker.processes.forkserver import ForkServer
 from worker.processes.launcher import Launcher
 from worker.processes.machine import available_memory, processors
-from worker.processes.output import Mask
 from worker.processes.tree import OrphanReaper
 from worker.runs.cancellations import Cancellations
 from worker.runs.claim_gate import ClaimGate, free_bytes
@@ -38,7 +37,6 @@ from worker.runs.claims import Claims
 from worker.runs.execution import Execution
 from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
-from worker.runs.job_variables import JobVariablesMode
 from worker.runs.journal import Journal
 from worker.runs.late_marking import LateMarking
 from worker.runs.latest_runs import LatestRuns
@@ -59,44 +57,17 @@ from worker.runs.wake import Wake
 from worker.runs.work_pool import WorkPoolKeeper
 from worker.runs.worker_events import WorkerEvents
 from worker.settings import Settings
-from worker.state_directory import StateDirectory
 
 REAP_INTERVAL = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line asked for, checked; the settings carry the rest."""
-
-    pool: str
-    name: str
-    work_queues: tuple[str, ...]
-    prefetch_seconds: float
-    limit: int | None
-    run_once: bool
-    with_healthcheck: bool
-    create_pool: bool
-    base_job_template: Mapping[str, Any] | None
-    job_variables: JobVariablesMode
-    python: str
-    state: StateDirectory
-    # What the flows' processes inherit: the daemon's own environment (PROTOCOL 4.2).
-    environment: Mapping[str, str]
-    print_output: Callable[[FlowRun, str], None]
-    # Keeps a secret out of every log line and every line of output from now on.
-    hide: Callable[[str], None]
-    # Masks what is hidden, in text that leaves for the server.
-    redact: Callable[[str], str]
-    # The same, for output: it also knows how long a secret can be.
-    mask: Mask
-    # Prints the two lines scripts wait for (PROTOCOL 8).
-    announce: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The daemon's services, wired to each other; they live as long as the daemon."""
 
+    client: PrefectClient
+    metrics: Metrics
+    pacing: Pacing
     pool: WorkPoolKeeper
     poller: Poller
     cancellations: Cancellations
@@ -134,6 +105,7 @@ def assemble(
 
     `subreaper`: orphaned descendants become our children, without which nothing can be started warm.
     """
+    metrics = Metrics()
     freed = Wake()
     pacing = Pacing(
         most=settings.headrace.max_starting or processors(),
@@ -195,6 +167,7 @@ def assemble(
     )
     services = Services(
         client=client,
+        metrics=metrics,
         claims=Claims(client=client, sleep=anyio.sleep),
         states=States(client=client, redact=options.redact),
         preparation=Preparation(
@@ -269,6 +242,9 @@ def assemble(
         random=random.random,
     )
     return Parts(
+        client=client,
+        metrics=metrics,
+        pacing=pacing,
         push=push,
         pool=pool,
         poller=poller,

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, NoReturn
 
 from worker import __version__
@@ -18,22 +19,10 @@ from worker.lean_imports import lean_imports
 EXIT_CONFIGURATION = 1
 EXIT_USAGE = 2
 
-_EXIT_CODES = """\
-exit codes:
-  0  stopped as asked (or, with --run-once, done)
-  1  configuration: no API URL, a bad settings file, a missing --pool or template file
-  2  an option or value that does not exist
-  3  the server refused the credentials
-  4  the work pool was refused, or is not of type 'process'
-  5  flows cannot run in the interpreter given by --python
-  6  the health endpoint's address is taken
-  7  another headrace serves the pool under this name, with this state directory
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the `headrace` command."""
-    arguments = _parser().parse_args(argv)
+    arguments = command_line().parse_args(argv)
     sys.exit(_run(arguments))
 
 
@@ -47,13 +36,30 @@ def _run(arguments: argparse.Namespace) -> int:
             from worker.commands.session import run  # noqa: PLC0415 - not needed to start
 
             return run(arguments)
+        case "completion":
+            from worker.completion import script  # noqa: PLC0415 - not needed to start
+
+            print(script(command_line(), arguments.shell))
+            return 0
         case _:
-            _parser().print_help()
+            command_line().print_help()
             return EXIT_USAGE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Shows the manual's page with the flags; so do the parsers of its commands, which are of the same class."""
+
+    def format_help(self) -> str:
+        from worker import manual  # noqa: PLC0415 - read by who asks for help
+
+        page = copy(self)
+        manual.add_to(page)
+        return super(_Parser, page).format_help()
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all commands; it reads nothing and prints nothing."""
+    parser = _Parser(
         prog="headrace", description="Runs Prefect flow runs in local processes.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
@@ -63,8 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "start",
             help="serve a work pool, as `prefect worker start --type process` does",
-            epilog=_EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
     )
@@ -78,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     _session_flags(explain, default=argparse.SUPPRESS)
     _mode_flag(explain_flags.add_to(explain))
     add_commands(commands, _session_flags)
+    completion = commands.add_parser(
+        "completion", help="print a script that completes headrace's flags in your shell", allow_abbrev=False
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
 
 
@@ -130,7 +138,7 @@ def _start_flags(parser: argparse.ArgumentParser) -> None:
         "--with-healthcheck",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="serve GET /health on PREFECT_WORKER_WEBSERVER_HOST and _PORT",
+        help="serve /health, /livez, /readyz and /metrics on PREFECT_WORKER_WEBSERVER_HOST and _PORT",
     )
     stock.add_argument(
         "--install-policy",

@@ -5,8 +5,9 @@ Everything else (heartbeats, cancellations, the journal, the outbox) lives until
 """
 
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import AsyncExitStack, contextmanager
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,10 +16,12 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from worker import health
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, Misconfigured, NotAnApi, Unauthorized
-from worker.assembly import Options, Parts, assemble, utc_now
+from worker.assembly import Parts, assemble
+from worker.health import HealthServerError
+from worker.observers import Observers
+from worker.options import Options
 from worker.processes.control import ControlChannel
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.tree import become_subreaper
@@ -26,6 +29,7 @@ from worker.runs.journal import JournalTooNewError
 from worker.runs.stopping import Stop
 from worker.runs.wake import Wake
 from worker.runs.work_pool import PoolMissing, PoolRefused
+from worker.sd_notify import ServiceManager
 from worker.settings import Settings
 from worker.shutdown import Shutdown
 
@@ -129,8 +133,7 @@ async def serve(options: Options, settings: Settings) -> None:
         if parts.forkserver is not None:
             stack.push_async_callback(parts.forkserver.close)
         shutdown = _shutdown(settings, parts)
-        if options.with_healthcheck:
-            stack.enter_context(_serve_health(settings, parts, shutdown))
+        observers = _observers(stack, options, settings, parts, shutdown)
         async with attending:
             await attending.start(shutdown.obey_signals)
             await attending.start(control.serve)
@@ -140,17 +143,20 @@ async def serve(options: Options, settings: Settings) -> None:
             )
             attending.start_soon(_loop(parts.push.listen_once, what="push"))
             attending.start_soon(_loop(parts.reap_orphans, what="reaper"))
+            if observers.watch:
+                attending.start_soon(_loop(observers.beat_once, what="observers"))
             with shutdown.work:
                 async with executions:
                     with shutdown.intake:
                         await _recover_living(parts)
                         attending.start_soon(_loop(parts.journal.check_once, what="journal"))
                         await _go_online(options, parts, attending)
+                        observers.online()
                         await _recover_rest(parts, attending, once=options.run_once)
                         await repeat(
                             parts.poller.poll_once, what="poll", wake=parts.freed, once=options.run_once
                         )
-                        shutdown.intake.cancel()
+                        shutdown.end_intake()
                     if len(parts.in_flight):
                         log.info("worker.draining", in_flight=len(parts.in_flight))
             await _sign_off(parts)
@@ -257,28 +263,23 @@ async def _connect(stack: AsyncExitStack, options: Options, settings: Settings) 
         raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
 
 
-@contextmanager
-def _serve_health(settings: Settings, parts: Parts, shutdown: Shutdown) -> Generator[None]:
-    began = utc_now()
-
-    def snapshot() -> health.Snapshot:
-        last = parts.pool.last_beat if shutdown.draining else parts.poller.last_polled
-        return health.Snapshot(
-            last_contact=last or began,
-            draining=shutdown.draining,
-            poll_interval=max(
-                settings.worker.query_seconds,
-                settings.worker.heartbeat_seconds if shutdown.draining else 0,
-            ),
-        )
-
-    worker = settings.worker
+def _observers(
+    stack: AsyncExitStack, options: Options, settings: Settings, parts: Parts, shutdown: Shutdown
+) -> Observers:
+    """Let them look who were asked to: before the server is there, as an orchestrator wants to know then, too."""
+    manager = ServiceManager(options.notify)
+    stack.callback(manager.close)
+    observers = Observers(
+        options=options,
+        settings=settings,
+        parts=parts,
+        shutdown=shutdown,
+        manager=manager,
+        monotonic=time.monotonic,
+    )
+    shutdown.told = observers.stopping
     try:
-        server = health.serve(
-            host=worker.webserver_host, port=worker.webserver_port, snapshot=snapshot, now=utc_now
-        )
-        with server as port:
-            structlog.get_logger().info("health.serving", host=worker.webserver_host, port=port)
-            yield
-    except health.HealthServerError as error:
+        stack.enter_context(observers.serving())
+    except HealthServerError as error:
         raise FatalError(str(error), exit_code=EXIT_HEALTH_ADDRESS) from error
+    return observers

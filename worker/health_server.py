@@ -1,10 +1,11 @@
-"""The HTTP server of the health endpoint, in a thread of its own, with the standard library's server.
+"""The HTTP server of the health endpoints, in a thread of its own, with the standard library's server.
 
 What health is, is `health.py`'s, which imports this only when asked to serve: few daemons are, and `http.server`
 would cost every start.
 """
 
 import json
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,7 +15,21 @@ from socketserver import TCPServer
 from threading import Thread
 from typing import Any
 
-from worker.health import HealthServerError, Snapshot, is_healthy
+import structlog
+
+from worker.health import (
+    HealthServerError,
+    Readiness,
+    Scrape,
+    Snapshot,
+    is_alive,
+    is_healthy,
+    readiness,
+)
+
+_JSON = "application/json"
+# Stock's words (PROTOCOL 8).
+_UNHEALTHY = "Worker may be unresponsive at this time"
 
 
 class _Server(ThreadingHTTPServer):
@@ -25,10 +40,16 @@ class _Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's
+        """Log what went wrong with one request; a client that has gone away is not news."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            structlog.get_logger().warning("health.unanswered", reason=str(error), exc_info=error)
+
 
 @contextmanager
 def serve(
-    *, host: str, port: int, snapshot: Callable[[], Snapshot], now: Callable[[], datetime]
+    *, host: str, port: int, snapshot: Callable[[], Snapshot], now: Callable[[], datetime], scrape: Scrape
 ) -> Generator[int]:
     """Serve while the context lasts; yields the port in use. Raises HealthServerError when it is taken."""
 
@@ -37,23 +58,39 @@ def serve(
         timeout = 5.0
 
         def do_GET(self) -> None:
-            seen = snapshot()
-            route = self.path.split("?", 1)[0]
-            if route not in {"/health", "/ready"}:
-                self._answer(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
-            elif route == "/ready" and seen.draining:
-                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"message": "draining"})
-            elif is_healthy(seen, now=now()):
-                self._answer(HTTPStatus.OK, {"message": "OK"})
-            else:
-                self._answer(
-                    HTTPStatus.SERVICE_UNAVAILABLE, {"message": "Worker may be unresponsive at this time"}
-                )
+            match self.path.split("?", 1)[0]:
+                case "/health":
+                    healthy = is_healthy(snapshot(), now=now())
+                    self._answer(ok=healthy, body={"message": "OK" if healthy else _UNHEALTHY})
+                case "/livez":
+                    alive = is_alive(snapshot())
+                    self._answer(ok=alive, body={"message": "OK" if alive else Readiness.HANGING.value})
+                case "/readyz":
+                    self._answer_ready(snapshot(), now())
+                case "/metrics":
+                    content, content_type = scrape(self.headers.get("Accept", ""))
+                    self._send(HTTPStatus.OK, content, content_type)
+                case _:
+                    self._send(HTTPStatus.NOT_FOUND, b'{"detail": "Not Found"}', _JSON)
 
-        def _answer(self, status: HTTPStatus, body: dict[str, str]) -> None:
-            content = json.dumps(body).encode()
+        def _answer_ready(self, seen: Snapshot, when: datetime) -> None:
+            judged = readiness(seen, now=when)
+            body = {
+                "message": judged.value,
+                "ready": judged is Readiness.READY,
+                "draining": seen.draining,
+                "last_contact": seen.last_contact.isoformat(),
+                "last_contact_seconds": round((when - seen.last_contact).total_seconds(), 3),
+            }
+            self._answer(ok=judged is Readiness.READY, body=body)
+
+        def _answer(self, *, ok: bool, body: dict[str, Any]) -> None:
+            status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
+            self._send(status, json.dumps(body).encode(), _JSON)
+
+        def _send(self, status: HTTPStatus, content: bytes, content_type: str) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -186,7 +186,7 @@ def _worker(values: _Values) -> WorkerSettings:
         heartbeat_seconds=values.seconds("PREFECT_WORKER_HEARTBEAT_SECONDS", 30.0),
         query_seconds=values.seconds("PREFECT_WORKER_QUERY_SECONDS", 10.0),
         prefetch_seconds=values.seconds("PREFECT_WORKER_PREFETCH_SECONDS", 10.0),
-        webserver_host=values.get("PREFECT_WORKER_WEBSERVER_HOST", "0.0.0.0"),  # noqa: S104 - as Prefect
+        webserver_host=values.get("PREFECT_WORKER_WEBSERVER_HOST", "127.0.0.1"),
         webserver_port=port,
         debug_mode=values.get("PREFECT_WORKER_DEBUG_MODE", False),
         cancellation_poll_seconds=values.seconds("PREFECT_WORKER_CANCELLATION_POLL_SECONDS", 120.0),

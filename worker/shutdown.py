@@ -5,6 +5,7 @@ then happens to a run is `runs.attendance`'s.
 """
 
 import signal
+from collections.abc import Callable
 
 import anyio
 import structlog
@@ -30,6 +31,7 @@ class Shutdown:
         self._cut_short = cut_short
         self._drain_timeout = drain_timeout
         self._detach = detach
+        self.told: Callable[[], None] = lambda: None
         self._log = structlog.get_logger()
 
     @property
@@ -61,7 +63,14 @@ class Shutdown:
         self._log.info(
             "worker.stopping", signal=name, then="running flows finish; a second signal stops them"
         )
+        self.end_intake()
+
+    def end_intake(self) -> None:
+        """Claim nothing more; `told` is called, the first time."""
+        first = not self.draining
         self.intake.cancel()
+        if first:
+            self.told()
 
     async def _time_out(self) -> None:
         if self._drain_timeout is None:
@@ -77,5 +86,5 @@ class Shutdown:
 
     def _end_work(self, how: Stop) -> None:
         self._stopping.how = how
-        self.intake.cancel()
+        self.end_intake()
         self.work.cancel()

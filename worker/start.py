@@ -17,7 +17,9 @@ import structlog
 from worker import console, daemon, log, output_printer, state_directory
 from worker.configuration import ConfigurationError, read_settings
 from worker.lean_imports import lean_imports
+from worker.options import Options
 from worker.runs.job_variables import JobVariablesMode
+from worker.sd_notify import take_address
 from worker.settings import Settings
 from worker.state_directory import StateDirectory
 
@@ -43,7 +45,8 @@ def start(arguments: argparse.Namespace) -> int:
     for warning in settings.warnings:
         structlog.get_logger().warning("settings.ignored", reason=warning)
     state = _state_directory(settings, pool, name)
-    options = daemon.Options(
+    notify = take_address(os.environ, pid=os.getpid())
+    options = Options(
         pool=pool,
         name=name,
         work_queues=tuple(dict.fromkeys(arguments.work_queue)),
@@ -67,11 +70,12 @@ def start(arguments: argparse.Namespace) -> int:
         redact=redactor.text,
         mask=redactor,
         announce=_announce,
+        notify=notify,
     )
     return _serve_alone(options, settings)
 
 
-def _serve_alone(options: daemon.Options, settings: Settings) -> int:
+def _serve_alone(options: Options, settings: Settings) -> int:
     try:
         with options.state.locked():
             return _serve(options, settings)
@@ -82,7 +86,7 @@ def _serve_alone(options: daemon.Options, settings: Settings) -> int:
         raise ConfigurationError(str(error)) from error
 
 
-def _serve(options: daemon.Options, settings: Settings) -> int:
+def _serve(options: Options, settings: Settings) -> int:
     exit_code = 0
     # What there is by now stays as long as the process: the collector need never look at it again.
     gc.freeze()

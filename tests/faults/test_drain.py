@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 def answers(port: int) -> dict[str, tuple[int, str]]:
     """What the daemon says of its health and its readiness."""
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        found = {route: client.get(route) for route in ("/health", "/ready")}
+        found = {route: client.get(route) for route in ("/health", "/readyz")}
     return {route: (answer.status_code, answer.json()["message"]) for route, answer in found.items()}
 
 
@@ -30,7 +30,7 @@ def test_heartbeats_and_cancellation_go_on_while_it_drains(
     port = free_port()
     settings = {"PREFECT_WORKER_HEARTBEAT_SECONDS": "1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
     worker = daemon(pool=pool, args=("--with-healthcheck",), env=settings)
-    assert answers(port) == {"/health": (200, "OK"), "/ready": (200, "OK")}
+    assert answers(port) == {"/health": (200, "OK"), "/readyz": (200, "OK")}
     run = project.run("sleeps")
     project.wait_for_fact(run, "sleeping")
     api.wait_for_state(run, "RUNNING")
@@ -41,7 +41,7 @@ def test_heartbeats_and_cancellation_go_on_while_it_drains(
         lambda: any(one["last_heartbeat_time"] > before for one in api.workers(pool)),
         description="a heartbeat of the draining daemon",
     )
-    assert answers(port) == {"/health": (200, "OK"), "/ready": (503, "draining")}
+    assert answers(port) == {"/health": (200, "OK"), "/readyz": (503, "draining")}
     api.cancel(run)
     assert worker.wait_exit() == 0
     assert api.flow_run(run)["state_type"] == "CANCELLED", api.story(run)

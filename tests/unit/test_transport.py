@@ -250,6 +250,14 @@ async def test_faults_of_a_server_that_is_not_ready_are_an_outage(probe: Step) -
     assert told == ["api.unreachable", "api.recovered"]
 
 
+async def test_every_try_is_counted_and_failures_by_their_status() -> None:
+    async with rig(status(503), httpx.ConnectError("refused"), status(404, {"detail": "gone"})) as r:
+        with pytest.raises(NotFound):
+            await r.get()
+        assert r.transport.requests == 3
+        assert r.transport.errors == {"503": 1, "none": 1, "404": 1}
+
+
 async def test_a_fault_that_stays_when_the_outage_is_over_is_raised() -> None:
     up = False
 

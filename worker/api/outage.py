@@ -32,6 +32,9 @@ class Outage:
         self._announced = False
         self._recovered = anyio.Event()
         self.last_success: float | None = None
+        # Of outages, in seconds; of the current one up to its last failed try. Never goes down.
+        self.seconds = 0.0
+        self._earlier_seconds = 0.0
 
     @property
     def announced(self) -> bool:
@@ -55,6 +58,8 @@ class Outage:
         if lasting and not self._announced:
             self._announced = True
             self._log.warning("api.unreachable", url=self._url, reason=reason)
+        if self._announced:
+            self.seconds = self._earlier_seconds + now - self._since
 
     def succeeded(self) -> None:
         """Note an answer that only a working server gives."""
@@ -63,6 +68,7 @@ class Outage:
             self._log.info(
                 "api.recovered", url=self._url, outage_seconds=round(self.last_success - self._since, 1)
             )
+            self.seconds = self._earlier_seconds = self._earlier_seconds + self.last_success - self._since
             self._recovered.set()
             self._recovered = anyio.Event()
         self._since = None

@@ -7,6 +7,7 @@ logs or raises holds a credential or a body.
 """
 
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -98,6 +99,9 @@ class Transport:
         )
         self._lane = WriteLane()
         self._observe: Callable[[float, bool], None] = lambda _seconds, _overloaded: None
+        # Tries sent so far; those without success by HTTP status, "none" where nobody answered.
+        self.requests = 0
+        self.errors = Counter[str]()
 
     def watch(self, observe: Callable[[float, bool], None]) -> None:
         """Tell `observe` of every try from now on: its seconds, and whether the server was overloaded."""
@@ -159,6 +163,7 @@ class Transport:
                 started = self._monotonic()
                 verdict = await self._exchange.attempt(call)
             self._observe(self._monotonic() - started, _overloaded(verdict))
+            self._count(verdict)
             if isinstance(verdict, StaleCsrfToken):
                 renewals += 1
                 if renewals <= _MOST_CSRF_RENEWALS:
@@ -191,6 +196,11 @@ class Transport:
                 stuck = True
                 self._log.warning("api.call_delayed", **line, waited_seconds=round(waited, 1))
             await self._pause(delay, until_recovery=verdict.after is None)
+
+    def _count(self, verdict: Verdict) -> None:
+        self.requests += 1
+        if not isinstance(verdict, Answer):
+            self.errors[str(verdict.error.status or "none")] += 1
 
     async def _weighed(self, trouble: Trouble, *, last: bool) -> Trouble:
         """Make a fault that is not this call's alone one that is waited out.

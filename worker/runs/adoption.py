@@ -56,6 +56,7 @@ class Adoption:
         entry = self._record.entry
         if entry.phase is not Phase.LAUNCHED:
             await self._record.launched(self._handle)
+        self._services.metrics.adoptions += 1
         self._log.info("flow_run.adopted", pid=self._handle.pid)
         launched = Launched(
             flow_run=self._flow_run,

@@ -8,7 +8,7 @@ answered, the run is read again, and the claim goes on only if nobody has touche
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
+from typing import ClassVar, assert_never
 from uuid import UUID, uuid4
 
 import structlog
@@ -16,6 +16,7 @@ import structlog
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, NotFound
 from worker.api.models import FlowRun, SetStateAnswer, State, StateType
+from worker.metrics import ClaimResult
 
 # How often one claim is proposed before the run is left to a later poll, and how long to wait in between:
 # SQLite servers refuse writes for milliseconds (PROTOCOL 1.5).
@@ -29,6 +30,7 @@ class Claim:
 
     flow_run: FlowRun
     transition_id: UUID
+    result: ClassVar = ClaimResult.WON
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Lost:
     """A flow run that is not ours to run, and why."""
 
     reason: str
+    result: ClassVar = ClaimResult.LOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,14 @@ class Unanswered:
     """A claim of which nobody knows whether the server has taken it, or will still, and why not."""
 
     reason: str
+    result: ClassVar = ClaimResult.UNANSWERED
 
 
 @dataclass(frozen=True, slots=True)
 class Orphaned:
     """A flow run nobody can ever claim, because its deployment is gone."""
+
+    result: ClassVar = ClaimResult.ORPHANED
 
 
 class Standing(StrEnum):

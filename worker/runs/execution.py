@@ -114,6 +114,7 @@ class Execution:
         except anyio.get_cancelled_exc_class():
             await self._undo(answered=False)
             raise
+        self._services.metrics.claims[answer.result] += 1
         match answer:
             case Claim():
                 self._claimed = True
@@ -209,6 +210,7 @@ class Execution:
         except LaunchError as error:
             await self._not_launched(error)
             return None
+        self._services.metrics.starts[ready.method] += 1
         self._log.info(
             "flow_run.launched",
             pid=handle.pid,

@@ -14,6 +14,7 @@ import structlog
 
 from worker.api.errors import NotFound
 from worker.api.models import FlowRun, StateType
+from worker.metrics import GIVEN_BACK
 from worker.processes.control_messages import Disposition, Receipt
 from worker.processes.control_messages import Intent as ControlIntent
 from worker.processes.launch_problems import LaunchSpec
@@ -21,6 +22,7 @@ from worker.processes.output import tail
 from worker.processes.process import Exit
 from worker.runs.claims import Standing, last_claim
 from worker.runs.conclusion import Attempt, Intent, Outcome, ServerRun, Verdict, conclude
+from worker.runs.exit_cause import exit_cause
 from worker.runs.hook_duty import HookDuty
 from worker.runs.insisting import insist
 from worker.runs.journal_entry import Phase
@@ -67,6 +69,7 @@ class Reports:
         )
         with anyio.CancelScope(shield=True):
             word = await self._services.control.finish(launched.token) if launched.token else None
+            self._services.metrics.exited(exit_cause(ended, word), peak_memory=ended.exit.max_rss_bytes)
             self._engine_spoke = isinstance(word, Receipt)
             self._spec = launched.spec
             self._hurried = limit is not None
@@ -223,6 +226,7 @@ class Reports:
         give_back = partial(self._services.states.give_back, self._flow_run.id, message, due=due)
         if await insist(give_back):
             self._log.warning("flow_run.given_back", reason=message)
+            self._services.metrics.reports[GIVEN_BACK] += 1
             await self.record.close()
         elif await self._is_cancelling():
             await self._cancelled(BEFORE_START)
@@ -271,6 +275,7 @@ class Reports:
 
     async def _settled(self, outcome: Outcome) -> None:
         level = self._log.warning if outcome.verdict is Verdict.CRASHED else self._log.info
+        self._services.metrics.reports[outcome.verdict] += 1
         level("flow_run.reported", outcome=outcome.verdict.value, reason=outcome.message)
         await self.record.close()
 

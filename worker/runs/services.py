@@ -7,6 +7,7 @@ from pathlib import Path
 
 from worker.api.client import PrefectClient
 from worker.api.models import FlowRun
+from worker.metrics import Metrics
 from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
 from worker.processes.output import Mask
@@ -32,6 +33,7 @@ class Services:
     """
 
     client: PrefectClient
+    metrics: Metrics
     claims: Claims
     states: States
     preparation: Preparation

@@ -205,6 +205,8 @@ class Supervision:
         self._log.debug("flow_run.started", connected=connected, seconds=round(seconds, 3))
         if connected:
             self._services.leads.measured(run.deployment_id, seconds)
+            due = self._record.entry.due
+            self._services.metrics.began(startup=seconds, due=due, now=self._services.now())
         elif engine:
             # Slow and not silent, if it does connect: the next engine is to be given its time.
             await self._services.control.wait_connected(token)
