@@ -59,6 +59,8 @@ class LogSettings:
     level: str
     format: str
     """`auto` (JSON when not on a terminal), `console` or `json`."""
+    colors: bool
+    """Whether a terminal may be given colours."""
     to_api_enabled: bool
     to_api_max_log_size: int
     to_api_batch_interval: float

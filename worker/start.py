@@ -1,47 +1,46 @@
 """`headrace start`: from flags and settings to a running daemon, and from its end to an exit code."""
 
 import argparse
-import base64
 import gc
 import io
 import json
 import os
-import re
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import anyio
 import structlog
 
-from worker import daemon, log, output_printer, state_directory
+from worker import console, daemon, log, output_printer, state_directory
+from worker.configuration import ConfigurationError, default_name, read_settings, secrets_of
 from worker.lean_imports import lean_imports
 from worker.runs.job_variables import JobVariablesMode
 from worker.sd_notify import take_address
-from worker.settings import Settings, SettingsError, load_settings
+from worker.settings import Settings
 from worker.state_directory import StateDirectory
 
 EXIT_IN_USE = 7
-
-
-class ConfigurationError(Exception):
-    """What the user gave cannot be used; the message names it and the fix."""
 
 
 def start(arguments: argparse.Namespace) -> int:
     """Serve the pool the flags name; returns the exit code. Raises ConfigurationError before anything runs."""
     pool, name = _identity(arguments)
     with lean_imports():  # reading the settings is what makes pydantic build its validators
-        settings = _settings(arguments)
-    redactor = log.Redactor(_secrets(settings))
+        settings = read_settings(arguments)
+    redactor = log.Redactor(secrets_of(settings))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # What a flow prints must be printable under any locale.
             stream.reconfigure(errors="backslashreplace")
-    log.configure(chosen_format=settings.logging.format, level=settings.logging.level, redactor=redactor)
+    log.configure(
+        chosen_format=settings.logging.format,
+        level=settings.logging.level,
+        redactor=redactor,
+        color=console.wants_color(sys.stderr, os.environ, allowed=settings.logging.colors),
+    )
     for warning in settings.warnings:
         structlog.get_logger().warning("settings.ignored", reason=warning)
     state = _state_directory(settings, pool, name)
@@ -61,7 +60,10 @@ def start(arguments: argparse.Namespace) -> int:
         state=state,
         environment=dict(os.environ),
         print_output=output_printer.printer(
-            as_json=log.is_json(settings.logging.format, sys.stderr), redactor=redactor, stream=sys.stdout
+            as_json=log.is_json(settings.logging.format, sys.stderr),
+            redactor=redactor,
+            stream=sys.stdout,
+            color=console.wants_color(sys.stdout, os.environ, allowed=settings.logging.colors),
         ),
         hide=redactor.hide,
         redact=redactor.text,
@@ -116,43 +118,6 @@ def _identity(arguments: argparse.Namespace) -> tuple[str, str]:
     return pool, name
 
 
-def default_name(pool: str, *, hostname: str) -> str:
-    """A name that stays the same over restarts: host and pool, without what names may not contain."""
-    return re.sub(r"[/%]", "-", f"{hostname}-{pool}")
-
-
-def _settings(arguments: argparse.Namespace) -> Settings:
-    flags = {
-        "HEADRACE_JOB_VARIABLES": arguments.job_variables,
-        "HEADRACE_PYTHON": arguments.python,
-        "HEADRACE_STATE_DIR": arguments.state_dir,
-        "HEADRACE_DRAIN_TIMEOUT": arguments.drain_timeout,
-        "HEADRACE_ON_TIMEOUT": arguments.on_timeout,
-        "HEADRACE_DETACH_ON_STOP": arguments.detach_on_stop,
-        "HEADRACE_MAX_LATE": arguments.max_late,
-        "HEADRACE_ONLY_LATEST": arguments.only_latest,
-        "HEADRACE_OUTPUT_LIMIT": arguments.output_limit,
-        "HEADRACE_START_METHOD": arguments.start_method,
-        "HEADRACE_PRELOAD": arguments.preload and ",".join(arguments.preload),
-        "HEADRACE_MAX_STARTING": arguments.max_starting,
-        "HEADRACE_MIN_FREE_MEMORY": arguments.min_free_memory,
-        "HEADRACE_LOG_FORMAT": arguments.log_format,
-        "HEADRACE_LOG_LEVEL": arguments.log_level,
-    }
-    given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        settings = load_settings(environ=os.environ, cwd=Path.cwd(), profile=arguments.profile, flags=given)
-    except SettingsError as error:
-        raise ConfigurationError(str(error)) from error
-    if not settings.api.url:
-        msg = (
-            "PREFECT_API_URL must be set to start a worker: the address of the server's API, such as"
-            " http://127.0.0.1:4200/api, in the environment or the active profile"
-        )
-        raise ConfigurationError(msg)
-    return settings
-
-
 def _given(flag: float | None, setting: float) -> float:
     return setting if flag is None else flag
 
@@ -163,14 +128,6 @@ def _announce(line: str) -> None:
         print(line, flush=True)
     except (OSError, ValueError) as error:
         structlog.get_logger().warning("output.unwritable", reason=str(error))
-
-
-def _secrets(settings: Settings) -> list[str]:
-    """Every credential among the settings, in each form in which it is sent."""
-    secrets = [secret.get_secret_value() for secret in (settings.api.key, settings.api.auth_string) if secret]
-    encoded = [base64.b64encode(secret.encode()).decode() for secret in secrets]
-    password = urlsplit(settings.api.url or "").password
-    return [*secrets, *encoded, *settings.api.custom_headers.values(), *([password] if password else [])]
 
 
 def read_template(path: str | None) -> Mapping[str, Any] | None:
