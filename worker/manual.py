@@ -88,21 +88,20 @@ state directory: it takes over what still runs and reports what has ended.""",
     "explain": Page(
         description="""\
 Show what job variables resolve to: each value, the layer it came from, and
-what it overrode. Nothing is started or changed.""",
+what it overrode; and the command, environment and directory that follow.""",
         examples=(
-            ("headrace explain --input case.json", "a table"),
-            ("headrace explain --input case.json --json", "for programs"),
             (
-                "headrace explain --input - --job-variables stock",
-                "from standard input, as stock Prefect would",
+                "headrace explain --flow-run 3f2a6c1e-6f0b-4d55-9a77-0c8f8d1b2e44",
+                "a run, as it would start now",
             ),
+            (
+                "headrace explain --deployment my-flow/nightly -jv env.DEBUG=1",
+                "its next run, with a variable set",
+            ),
+            ("headrace explain --diff my-flow/nightly my-flow/test", "where two deployments differ"),
+            ("headrace explain --input case.json --json", "without a server, and for programs"),
         ),
-        environment=(("HEADRACE_JOB_VARIABLES", "layered or stock, as --job-variables"),),
-        exit_codes=(
-            (0, "done"),
-            (1, "job variables that cannot be resolved"),
-            (2, "flags or input that cannot be read"),
-        ),
+        environment=(*_SERVER, ("HEADRACE_JOB_VARIABLES", "layered or stock, as --job-variables")),
     ),
     "ps": Page(
         description="Show the runs in flight of the daemons on this machine, from their state directories.",

@@ -36,6 +36,7 @@ def test_what_is_degraded_is_told_with_its_end() -> None:
         "outbox.dropped": "outbox.recovered",
         "poll.latest_unknown": "poll.latest_known",
         "poll.refused": "poll.accepted",
+        "service_manager.unreachable": "service_manager.reached",
         "work_pool.paused": "work_pool.resumed",
         "work_queue.paused": "work_queue.resumed",
     }.items():

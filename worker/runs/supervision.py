@@ -205,12 +205,18 @@ class Supervision:
         self._log.debug("flow_run.started", connected=connected, seconds=round(seconds, 3))
         if connected:
             self._services.leads.measured(run.deployment_id, seconds)
-            due = self._record.entry.due
-            self._services.metrics.began(startup=seconds, due=due, now=self._services.now())
+            self._began(seconds)
         elif engine:
             # Slow and not silent, if it does connect: the next engine is to be given its time.
+            silent = anyio.current_time()
             await self._services.control.wait_connected(token)
             in_flight.engine_connected()
+            self._began(seconds + anyio.current_time() - silent)
+
+    def _began(self, startup: float) -> None:
+        """Count an engine that has connected, `startup` seconds after its run was about to be claimed."""
+        now = self._services.now()
+        self._services.metrics.began(startup=startup, due=self._record.entry.due, now=now)
 
     async def _watch_end(self) -> None:
         """Hand the slot on once the run's end is known, from its engine or the server: the process takes another second.
