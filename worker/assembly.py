@@ -22,6 +22,7 @@ from worker.api.events import (
     FLOW_RUN_CANCELLING,
     FLOW_RUN_CLAIMABLE,
     FLOW_RUN_ENDED,
+    FLOW_RUN_LATE,
     EventStream,
 )
 from worker.api.models import FlowRun
@@ -39,16 +40,18 @@ from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
 from worker.runs.job_variables import JobVariablesMode
 from worker.runs.journal import Journal
-from worker.runs.launch_spec import child_environment
+from worker.runs.late_marking import LateMarking
+from worker.runs.latest_runs import LatestRuns
 from worker.runs.lookahead import Agenda, Leads
 from worker.runs.lost_runs import LostRuns
 from worker.runs.outbox import Outbox
 from worker.runs.pacing import Pacing
 from worker.runs.poller import Poller
 from worker.runs.preparation import Preparation
+from worker.runs.questions import Questions
 from worker.runs.recovery import Recovery
 from worker.runs.services import Services
-from worker.runs.start_method import Starter, StartMethod
+from worker.runs.start_method import Starter, StartMethod, forkserver_environment, why_never_warm
 from worker.runs.starts import Starts
 from worker.runs.states import States
 from worker.runs.stopping import Stopping
@@ -146,19 +149,13 @@ def assemble(
     leads = Leads(most=options.prefetch_seconds, fixed=options.run_once)
     launcher = Launcher()
     forkserver_wake = Wake()
-    forkserver, why_cold = None, "the start method is cold"
-    if StartMethod(settings.headrace.start_method) is StartMethod.WARM:
-        why_cold = "this system cannot hand an orphaned process to the daemon"
-    if StartMethod(settings.headrace.start_method) is StartMethod.WARM and subreaper:
+    forkserver = None
+    why_cold = why_never_warm(StartMethod(settings.headrace.start_method), subreaper=subreaper)
+    if why_cold is None:
         forkserver = ForkServer(
             python=options.python,
-            environment=child_environment(
-                worker_environment=options.environment,
-                settings=settings.child_environment,
-                attributed={},
-                job={},
-                protected={},
-                command_configured=False,
+            environment=forkserver_environment(
+                worker_environment=options.environment, settings=settings.child_environment
             ),
             preload=settings.headrace.preload,
             log=options.state.path / "forkserver.log",
@@ -167,6 +164,7 @@ def assemble(
         )
     journal = Journal(options.state.journal, now=utc_now)
     stopping = Stopping()
+    marking = LateMarking(count=client.count_unmarked, monotonic=anyio.current_time)
     outbox = Outbox(
         client=client,
         now=utc_now,
@@ -174,6 +172,8 @@ def assemble(
         enabled=settings.logging.to_api_enabled,
         max_message=settings.logging.to_api_max_log_size,
         interval=settings.logging.to_api_batch_interval,
+        calm=lambda: not len(in_flight),
+        hold=marking.pause,
     )
     events = WorkerEvents(outbox=outbox, worker_name=options.name, version=__version__)
     pool = WorkPoolKeeper(
@@ -236,9 +236,7 @@ def assemble(
         return execution
 
     poller = Poller(
-        client=client,
-        pool=options.pool,
-        work_queues=options.work_queues,
+        questions=Questions(client=client, pool=options.pool, work_queues=options.work_queues, now=utc_now),
         agenda=Agenda(
             interval=settings.worker.query_seconds, random=random.random, monotonic=anyio.current_time
         ),
@@ -246,11 +244,12 @@ def assemble(
         in_flight=in_flight,
         wake=freed,
         max_late=settings.headrace.max_late,
-        only_latest=settings.headrace.only_latest,
+        latest=LatestRuns(client=client, now=utc_now) if settings.headrace.only_latest else None,
         may_claim=gate.closed,
         start=start,
         skip=start,
         now=utc_now,
+        marking=marking,
         run_once=options.run_once,
         sleep=anyio.sleep,
     )
@@ -262,6 +261,7 @@ def assemble(
         work_pool_id=lambda: pool.current.id if pool.current is not None else None,
         bells={
             FLOW_RUN_CANCELLING: cancellations.hint,
+            FLOW_RUN_LATE: marking.heard,
             **dict.fromkeys(FLOW_RUN_ENDED, cancellations.hint_end),
             **dict.fromkeys(FLOW_RUN_CLAIMABLE, poller.hint),
             **dict.fromkeys(DEPLOYMENT_CHANGED, poller.expect_scheduler),

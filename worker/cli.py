@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from worker import __version__
+from worker import __version__, explain_flags
 from worker.commands.flags import COMMANDS, add_commands
 from worker.lean_imports import lean_imports
 
@@ -67,9 +67,15 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
-    _explain_flags(
-        commands.add_parser("explain", help="show what job variables resolve to, and why", allow_abbrev=False)
+    explain = commands.add_parser(
+        "explain",
+        help="show what job variables resolve to, and why",
+        epilog=explain_flags.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    _session_flags(explain, default=argparse.SUPPRESS)
+    _mode_flag(explain_flags.add_to(explain))
     add_commands(commands, _session_flags)
     return parser
 
@@ -207,19 +213,6 @@ def _stop_flags(parser: Any) -> None:
     )
 
 
-def _explain_flags(parser: argparse.ArgumentParser) -> None:
-    _session_flags(parser, default=argparse.SUPPRESS)
-    parser.add_argument(
-        "--input",
-        metavar="FILE",
-        required=True,
-        help="JSON with base_job_template, deployment_job_variables, flow_run_job_variables, blocks,"
-        " blocks_by_id, variables and optionally context: one object or a list ('-': standard input)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    _mode_flag(parser)
-
-
 def _mode_flag(parser: Any) -> None:
     parser.add_argument(
         "--job-variables",
@@ -248,6 +241,11 @@ def _seconds(text: str) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    if arguments.input is None:
+        with lean_imports():
+            from worker.explain_command import explain_objects  # noqa: PLC0415 - not needed to start
+
+        return explain_objects(arguments, stdout=sys.stdout, stderr=sys.stderr)
     from worker.explain import explain_file  # noqa: PLC0415 - not needed to start
     from worker.runs.job_variables import JobVariablesMode  # noqa: PLC0415 - same
 
@@ -256,13 +254,14 @@ def _explain(arguments: argparse.Namespace) -> int:
         mode = JobVariablesMode(chosen)
     except ValueError:
         print(f"headrace: HEADRACE_JOB_VARIABLES is {chosen!r}, not 'layered' or 'stock'", file=sys.stderr)
-        return EXIT_CONFIGURATION
+        return EXIT_USAGE
     return explain_file(
         path=arguments.input,
         as_json=arguments.json,
         mode=mode,
         stdout=sys.stdout,
         environ=os.environ,
+        show_secrets=arguments.show_secrets,
     )
 
 

@@ -245,7 +245,7 @@ async def _sign_off(parts: Parts) -> None:
     if parts.pool.current is not None:
         parts.events.stopped(parts.pool.current)
     with anyio.move_on_after(LAST_FLUSH_LIMIT, shield=True):
-        await parts.outbox.flush_once()
+        await parts.outbox.flush_once(last=True)
 
 
 async def _connect(stack: AsyncExitStack, options: Options, settings: Settings) -> PrefectClient:

@@ -7,19 +7,20 @@ the file's shape to `worker.explain_input` and every rule of resolving to `worke
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, TextIO
 
 import anyio
 
-from worker.explain_input import Entry, InputError, Unreadable, one_line, read_items
+from worker.explain_input import Entry, InputError, Unreadable, read_items
+from worker.explain_secrets import Discretion, is_secret
+from worker.explain_table import one_line, printable, table, terminal_width
 from worker.runs.job_variables import (
     JobConfiguration,
     JobVariablesError,
     JobVariablesMode,
-    Layer,
     Provenance,
     resolve,
 )
@@ -27,11 +28,6 @@ from worker.runs.job_variables import (
 EXIT_OK: Final = 0
 EXIT_UNRESOLVED: Final = 1
 EXIT_UNREADABLE: Final = 2
-
-_SECRET_NAME: Final = re.compile(
-    r"pass(word|wd|phrase)|secret|token|credential|api_?key|private_?key", re.IGNORECASE
-)
-
 
 Outcome = JobConfiguration | JobVariablesError
 
@@ -43,6 +39,7 @@ def explain_file(
     mode: JobVariablesMode,
     stdout: TextIO,
     environ: Mapping[str, str],
+    show_secrets: bool = False,
     stdin: TextIO | None = None,
     stderr: TextIO | None = None,
 ) -> int:
@@ -51,7 +48,7 @@ def explain_file(
     Gives the exit code: 0; 1 when the file holds a single object and that cannot be resolved; 2 when the
     file cannot be read or holds no objects, with a sentence on `stderr`. A list is a report: what is wrong
     with one object stands in its place. `environ` is the environment that `{{ $NAME }}` sees, under the
-    `process_env` of a context.
+    `process_env` of a context. `show_secrets` is for the table; JSON has every value as it is.
     """
     try:
         single, items = read_items(path, environ=environ, stdin=stdin)
@@ -59,14 +56,16 @@ def explain_file(
         print(error, file=stderr or sys.stderr)
         return EXIT_UNREADABLE
     outcomes = anyio.run(_resolve_all, items, mode)
-    texts = [_rendered(outcome, _as_json if as_json else _as_table) for outcome in outcomes]
+    discretion = Discretion(show=show_secrets, redact=str)
+    as_table = partial(_as_table, discretion=discretion, width=terminal_width(stdout))
+    texts = [_rendered(outcome, _as_json if as_json else as_table) for outcome in outcomes]
     if single:
         [text] = texts
     elif as_json:
         text = f"[{', '.join(texts)}]"
     else:
         text = "\n\n".join(f"# {item.title}\n{text}" for item, text in zip(items, texts, strict=True))
-    stdout.write(_printable(f"{text}\n", stdout))
+    stdout.write(printable(f"{text}\n", stdout))
     failed = single and isinstance(outcomes[0], JobVariablesError)
     return EXIT_UNRESOLVED if failed else EXIT_OK
 
@@ -115,7 +114,7 @@ def _report(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _as_table(outcome: Outcome) -> str:
+def _as_table(outcome: Outcome, *, discretion: Discretion, width: int | None) -> str:
     if isinstance(outcome, JobVariablesError):
         return one_line(f"cannot be resolved: {outcome.type}: {outcome}")
     values: dict[str, Any] = {
@@ -127,37 +126,26 @@ def _as_table(outcome: Outcome) -> str:
         **{f"labels.{key}": value for key, value in outcome.labels.items()},
     }
     rows = [("KEY", "VALUE", "LAYER", "OVERRODE", "FILLED BY")]
-    rows.extend(_row(key, value, outcome.provenance[key]) for key, value in values.items())
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    rows.extend(_row(key, value, outcome.provenance[key], discretion) for key, value in values.items())
+    lines = table(rows, width=width, elastic=(1, 4))
     return "\n".join((*lines, *(f"note: {note}" for note in outcome.notes)))
 
 
-def _row(key: str, value: Any, provenance: Provenance) -> tuple[str, str, str, str, str]:
+def _row(
+    key: str, value: Any, provenance: Provenance, discretion: Discretion
+) -> tuple[str, str, str, str, str]:
     layer = f"{provenance.layer} ({provenance.on})" if provenance.on else provenance.layer.value
     return (
         one_line(key),
-        _shown(key, value, provenance),
+        _shown(key, value, provenance, discretion),
         layer,
         ", ".join(provenance.overrode) or "-",
         one_line(", ".join(provenance.filled_by) or "-"),
     )
 
 
-def _shown(key: str, value: Any, provenance: Provenance) -> str:
+def _shown(key: str, value: Any, provenance: Provenance, discretion: Discretion) -> str:
     """Give a value's text for people; `--json` has it in full."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    from_block = provenance.layer is Layer.BLOCK or any(
-        filler.startswith(f"{Layer.BLOCK} ") for filler in provenance.filled_by
-    )
-    if from_block or _SECRET_NAME.search(key):
-        return "(hidden)"
-    return one_line(str(value))
-
-
-def _printable(text: str, stream: TextIO) -> str:
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return one_line(str(discretion.value(value, secret=is_secret(key, provenance))))

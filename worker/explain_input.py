@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from worker.explain_table import one_line
 from worker.runs.job_variables import Inputs, ReferenceNotFound
 from worker.runs.job_variables_error import JobVariablesError, json_type
 from worker.runs.placeholders import is_list, is_object
@@ -79,11 +80,6 @@ def read_items(
         return _items(_read(path, stdin or sys.stdin), environ)
     except InputError as error:
         raise InputError(f"{'standard input' if path == '-' else path}: {error}") from None
-
-
-def one_line(text: str) -> str:
-    """The text as it can stand in one line of a terminal."""
-    return text if text.isprintable() else ascii(text)
 
 
 def _read(path: str, stdin: TextIO) -> Any:

@@ -5,6 +5,7 @@ ones. Standard output is left to what `prefect worker start` prints there: the s
 the flows' own output.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Iterable, MutableMapping
@@ -13,6 +14,8 @@ from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import Processor
+
+from worker import console
 
 MASK = "********"
 _SECRET_WORDS = ("password", "secret", "token", "api_key", "auth_string", "authorization", "credential")
@@ -110,23 +113,51 @@ class PatientStream:
             self._stream.flush()
 
 
-def configure(*, chosen_format: str, level: str, redactor: Redactor, stream: TextIO | None = None) -> None:
-    """Set up structlog for the process; called once, by the command line."""
+def dump(event: Any, **options: Any) -> str:
+    """JSON in ASCII, so that no character of a value can end the line.
+
+    A half of a surrogate pair, which stands for no character and which JSON parsers refuse (RFC 8259, part 8.2), becomes "?".
+    """
+    text = json.dumps(event, **options)
+    if "\\ud" not in text:
+        return text
+    repaired = json.dumps(event, ensure_ascii=False, **options).encode("utf-8", errors="replace")
+    return json.dumps(json.loads(repaired))
+
+
+def _in_order(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The same for the eye in every line: what all events have comes first, what is bound to many comes last."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    last = {key: event.pop(key) for key in console.BOUND if key in event}
+    return first | dict(event) | last
+
+
+def configure(
+    *, chosen_format: str, level: str, redactor: Redactor, color: bool = False, stream: TextIO | None = None
+) -> None:
+    """Set up structlog for the process; called once, by the command line.
+
+    JSON has the time in UTC; the console, with `color` or without, in local time.
+    """
     target = sys.stderr if stream is None else stream
+    as_json = is_json(chosen_format, target)
+    stamp = (
+        structlog.processors.TimeStamper(fmt="iso", utc=True)
+        if as_json
+        else structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False)
+    )
     processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    if is_json(chosen_format, target):
-        processors += [structlog.processors.format_exc_info, redactor, structlog.processors.JSONRenderer()]
-    else:
+        stamp,
         # Plain tracebacks pass through the redactor as text; the console renderer would print locals.
-        processors += [
-            structlog.processors.format_exc_info,
-            redactor,
-            structlog.dev.ConsoleRenderer(colors=target.isatty()),
-        ]
+        structlog.processors.format_exc_info,
+        redactor,
+    ]
+    if as_json:
+        processors += [_in_order, structlog.processors.JSONRenderer(serializer=dump)]
+    else:
+        processors += console.renderer(color=color)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS.get(level.lower(), logging.INFO)),

@@ -213,6 +213,7 @@ def _logging(values: _Values, api: ApiSettings) -> LogSettings:
     return LogSettings(
         level=values.get("HEADRACE_LOG_LEVEL", level),
         format=values.get("HEADRACE_LOG_FORMAT", "auto"),
+        colors=values.get("PREFECT_LOGGING_COLORS", True),
         to_api_enabled=values.get("PREFECT_LOGGING_TO_API_ENABLED", True),
         to_api_max_log_size=min(size, values.get("PREFECT_CLOUD_MAX_LOG_SIZE", 25_000))
         if api.is_cloud

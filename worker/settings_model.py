@@ -3,11 +3,9 @@
 Owns no reading and no validation; `settings.load_settings` builds these.
 """
 
-import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -36,13 +34,6 @@ class ApiSettings:
         """Whether the URL is one of Prefect Cloud."""
         return bool(self.url and self.cloud_api_url and self.url.startswith(self.cloud_api_url))
 
-    def secrets(self) -> list[str]:
-        """Every credential among these settings, in each form in which it is sent."""
-        secrets = [secret.get_secret_value() for secret in (self.key, self.auth_string) if secret]
-        encoded = [base64.b64encode(secret.encode()).decode() for secret in secrets]
-        password = urlsplit(self.url or "").password
-        return [*secrets, *encoded, *self.custom_headers.values(), *([password] if password else [])]
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
@@ -68,6 +59,8 @@ class LogSettings:
     level: str
     format: str
     """`auto` (JSON when not on a terminal), `console` or `json`."""
+    colors: bool
+    """Whether a terminal may be given colours."""
     to_api_enabled: bool
     to_api_max_log_size: int
     to_api_batch_interval: float

@@ -14,30 +14,32 @@ from typing import Any, cast
 import anyio
 import structlog
 
-from worker import daemon, log, output_printer, state_directory
+from worker import console, daemon, log, output_printer, state_directory
+from worker.configuration import ConfigurationError, default_name, read_settings, secrets_of
 from worker.lean_imports import lean_imports
 from worker.runs.job_variables import JobVariablesMode
-from worker.settings import Settings, SettingsError, load_settings
+from worker.settings import Settings
 from worker.state_directory import StateDirectory
 
 EXIT_IN_USE = 7
-
-
-class ConfigurationError(Exception):
-    """What the user gave cannot be used; the message names it and the fix."""
 
 
 def start(arguments: argparse.Namespace) -> int:
     """Serve the pool the flags name; returns the exit code. Raises ConfigurationError before anything runs."""
     pool, name = _identity(arguments)
     with lean_imports():  # reading the settings is what makes pydantic build its validators
-        settings = _settings(arguments)
-    redactor = log.Redactor(settings.api.secrets())
+        settings = read_settings(arguments)
+    redactor = log.Redactor(secrets_of(settings))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # What a flow prints must be printable under any locale.
             stream.reconfigure(errors="backslashreplace")
-    log.configure(chosen_format=settings.logging.format, level=settings.logging.level, redactor=redactor)
+    log.configure(
+        chosen_format=settings.logging.format,
+        level=settings.logging.level,
+        redactor=redactor,
+        color=console.wants_color(sys.stderr, os.environ, allowed=settings.logging.colors),
+    )
     for warning in settings.warnings:
         structlog.get_logger().warning("settings.ignored", reason=warning)
     state = _state_directory(settings, pool, name)
@@ -56,7 +58,10 @@ def start(arguments: argparse.Namespace) -> int:
         state=state,
         environment=dict(os.environ),
         print_output=output_printer.printer(
-            as_json=log.is_json(settings.logging.format, sys.stderr), redactor=redactor, stream=sys.stdout
+            as_json=log.is_json(settings.logging.format, sys.stderr),
+            redactor=redactor,
+            stream=sys.stdout,
+            color=console.wants_color(sys.stdout, os.environ, allowed=settings.logging.colors),
         ),
         hide=redactor.hide,
         redact=redactor.text,
@@ -103,43 +108,11 @@ def _identity(arguments: argparse.Namespace) -> tuple[str, str]:
     if arguments.type not in {None, "process"}:
         msg = f"--type {arguments.type!r} cannot be served: headrace runs 'process' pools only"
         raise ConfigurationError(msg)
-    name: str = arguments.name or state_directory.default_name(pool, hostname=socket.gethostname())
+    name: str = arguments.name or default_name(pool, hostname=socket.gethostname())
     if "/" in name or "%" in name:
         msg = f"the worker name {name!r} may not contain '/' or '%'; choose another with --name"
         raise ConfigurationError(msg)
     return pool, name
-
-
-def _settings(arguments: argparse.Namespace) -> Settings:
-    flags = {
-        "HEADRACE_JOB_VARIABLES": arguments.job_variables,
-        "HEADRACE_PYTHON": arguments.python,
-        "HEADRACE_STATE_DIR": arguments.state_dir,
-        "HEADRACE_DRAIN_TIMEOUT": arguments.drain_timeout,
-        "HEADRACE_ON_TIMEOUT": arguments.on_timeout,
-        "HEADRACE_DETACH_ON_STOP": arguments.detach_on_stop,
-        "HEADRACE_MAX_LATE": arguments.max_late,
-        "HEADRACE_ONLY_LATEST": arguments.only_latest,
-        "HEADRACE_OUTPUT_LIMIT": arguments.output_limit,
-        "HEADRACE_START_METHOD": arguments.start_method,
-        "HEADRACE_PRELOAD": arguments.preload and ",".join(arguments.preload),
-        "HEADRACE_MAX_STARTING": arguments.max_starting,
-        "HEADRACE_MIN_FREE_MEMORY": arguments.min_free_memory,
-        "HEADRACE_LOG_FORMAT": arguments.log_format,
-        "HEADRACE_LOG_LEVEL": arguments.log_level,
-    }
-    given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        settings = load_settings(environ=os.environ, cwd=Path.cwd(), profile=arguments.profile, flags=given)
-    except SettingsError as error:
-        raise ConfigurationError(str(error)) from error
-    if not settings.api.url:
-        msg = (
-            "PREFECT_API_URL must be set to start a worker: the address of the server's API, such as"
-            " http://127.0.0.1:4200/api, in the environment or the active profile"
-        )
-        raise ConfigurationError(msg)
-    return settings
 
 
 def _given(flag: float | None, setting: float) -> float:

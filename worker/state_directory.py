@@ -116,11 +116,6 @@ def for_worker(root: Path, *, api_url: str, pool: str, name: str) -> StateDirect
     return state
 
 
-def default_name(pool: str, *, hostname: str) -> str:
-    """A name that stays the same over restarts: host and pool, without what names may not contain."""
-    return re.sub(r"[/%]", "-", f"{hostname}-{pool}")
-
-
 def path_for_worker(root: Path, *, api_url: str, pool: str, name: str) -> Path:
     """Where the state directory of this worker is, or would be."""
     identity = hashlib.sha256(f"{api_url}\0{pool}\0{name}".encode()).hexdigest()[:12]

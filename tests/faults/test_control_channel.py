@@ -338,7 +338,7 @@ async def test_a_daemon_without_a_free_descriptor_says_so_once_and_listens_on() 
                     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 connection.sendall(token.encode() + b"\n")
                 await wait_until(lambda: channel.connected(token), description="the connection")
-    assert [entry["event"] for entry in logs] == ["control.cannot_accept"]
+    assert [entry["event"] for entry in logs] == ["control.cannot_accept", "control.recovered"]
 
 
 # Prefect's own child

@@ -16,7 +16,7 @@ from tests.support import services
 from tests.support.processes import RUN_MARK, Launches, not_a_subreaper_afterwards
 from tests.support.wait import wait_for, wait_until
 from worker.processes.forkserver import ForkServer, ForkServerError
-from worker.processes.held import Held, NotWarm
+from worker.processes.held import Held, NotWarm, held_output
 from worker.processes.launch_problems import LaunchError, LaunchSpec
 from worker.processes.launcher import EXECUTION_ID
 from worker.processes.process_table import Marker, find_leader, read_process
@@ -61,11 +61,11 @@ class Kept:
         )
 
     def hold(
-        self, spec: LaunchSpec | None = None, *, marker: Marker | None = None
+        self, spec: LaunchSpec | None = None, *, marker: Marker | None = None, output: Path | None = None
     ) -> AbstractAsyncContextManager[Held]:
         return self.server.hold(
             spec or self.spec(),
-            output=self.launches.output,
+            output=output or self.launches.output,
             marker=marker or Marker(EXECUTION_ID, os.urandom(16).hex()),
         )
 
@@ -105,7 +105,8 @@ async def test_what_is_held_looks_like_an_engine_and_has_done_nothing(kept: Kept
         leader = find_leader(marker)
         assert leader is not None
         assert leader.pid == pid
-        assert kept.launches.output.read_bytes() == b""
+        assert held_output(kept.launches.output).read_bytes() == b""
+        assert not kept.launches.output.exists()
 
 
 async def test_with_the_word_it_runs_the_engine_and_its_exit_is_ours_to_collect(kept: Kept) -> None:
@@ -120,19 +121,21 @@ async def test_without_the_word_it_is_gone_afterwards(kept: Kept) -> None:
     async with kept.hold() as held:
         pid = held.handle.pid
     assert read_process(pid) is None
-    assert kept.launches.output.read_bytes() == b""
+    assert not held_output(kept.launches.output).exists()
+    assert not kept.launches.output.exists()
 
 
 async def test_many_at_once_are_all_told_apart(kept: Kept) -> None:
     async def one(number: int) -> None:
-        async with kept.hold(kept.spec(env={"NUMBER": str(number)})) as held:
+        output = kept.directory / f"output-{number}"
+        async with kept.hold(kept.spec(env={"NUMBER": str(number)}), output=output) as held:
             handle = held.go()
         assert (await handle.wait()).code == 1
+        assert output.read_text().count("Invalid flow run id") == 1
 
     async with anyio.create_task_group() as running:
         for number in range(8):
             running.start_soon(one, number)
-    assert kept.launches.output.read_text().count("Invalid flow run id") == 8
 
 
 async def test_the_death_of_the_fork_server_does_not_touch_what_it_has_forked(kept: Kept) -> None:
@@ -327,10 +330,10 @@ async def test_packages_that_change_on_disk_make_it_stale(tmp_path: Path, sessio
     assert launches.left() == []
 
 
-def test_the_word_comes_too_late_for_one_that_has_ended(tmp_path: Path) -> None:
-    import socket  # noqa: PLC0415 - this test's only
-
-    ours, theirs = socket.socketpair()
-    theirs.close()
-    with ours, pytest.raises(NotWarm, match="ended"):
-        Held(handle=None, stream=ours).go()  # pyright: ignore[reportArgumentType]
+async def test_the_word_comes_too_late_for_one_that_has_ended(kept: Kept) -> None:
+    async with kept.hold() as held:
+        os.kill(held.handle.pid, signal.SIGKILL)
+        await wait_until(lambda: not held.handle.alive(), description="the end of the held process")
+        with pytest.raises(NotWarm, match="ended"):
+            held.go()
+    assert not kept.launches.output.exists(), "nothing says that it has begun"

@@ -78,6 +78,19 @@ def test_killed_at_any_write_of_a_warm_start(
     assert len(project.facts(run, "seen")) == 1, "started once, by whichever daemon"
 
 
+def test_killed_while_a_forked_process_waits_for_the_word(
+    api: PrefectApi, project: Project, pool: str, daemon: StartWorker
+) -> None:
+    run = project.run()
+    first = daemon(pool=pool, program="tests.support.crashing_daemon", env=crash(0, "held"), wait=False)
+    assert first.wait_exit() == -signal.SIGKILL
+    second = daemon(pool=pool, successor_of=first)
+    assert api.wait_for_final(run)["state_type"] == "COMPLETED", api.story(run)
+    assert len(project.facts(run, "seen")) == 1
+    assert second.events("flow_run.given_back"), "nothing had begun"
+    assert "Crashed" not in api.state_names(run)
+
+
 @pytest.mark.parametrize("write", range(1, len(WRITES) + 1), ids=WRITES)
 def test_told_to_stop_at_any_write_of_the_journal(
     api: PrefectApi, jobs: BareJobs, pool: str, daemon: StartWorker, write: int

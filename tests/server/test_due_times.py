@@ -96,7 +96,7 @@ def test_no_more_runs_start_at_once_than_may_and_all_of_a_burst_complete(
     for one in worker.logs():
         if one["event"] == "flow_run.claimed":
             going.add(one["flow_run_id"])
-        elif one["event"] == "flow_run.starting_over":
+        elif one["event"] == "flow_run.started":
             going.discard(one["flow_run_id"])
         assert len(going) <= 2
     assert worker.stop() == 0

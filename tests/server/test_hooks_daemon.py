@@ -1,22 +1,18 @@
 """Hooks under the daemon: each one runs exactly once, whoever of engine and daemon has to run it."""
 
-import json
 import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.api import PrefectApi
 from tests.support.daemons import StartWorker, Worker
+from tests.support.hooked import PATIENCE, start, told_at_the_end
 from tests.support.project import FLOWS, Project
-from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(400)
-
-PATIENCE = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +25,6 @@ def hasty(module_daemon: StartWorker, module_project: Project) -> Worker:
 def project(module_project: Project, hasty: Worker) -> Project:
     assert hasty.service.returncode is None
     return module_project
-
-
-def start(project: Project, flow: str, **fields: Any) -> tuple[str, int]:
-    """A run of this flow that sleeps, and its pid."""
-    run_id = project.run(flow, file="hooked.py", **fields)
-    pid = project.wait_for_fact(run_id, "sleeping", timeout=PATIENCE)["pid"]
-    project.api.wait_for_state(run_id, "RUNNING")
-    return run_id, pid
-
-
-def told_at_the_end(project: Project, worker: Worker, run_id: str) -> list[dict[str, Any]]:
-    """What the run's hooks wrote down, once the daemon is done with the run."""
-    worker.wait_for_event("flow_run.reported", flow_run_id=run_id, timeout=PATIENCE)
-    wait_for(
-        lambda: not list(worker.state_dir.rglob(f"runs/{run_id}*")),
-        timeout=PATIENCE,
-        description=lambda: f"the end of the attempt: {project.api.story(run_id)}",
-    )
-    path = project.out / f"{run_id}.hooks"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_a_killed_flow_is_crashed_and_then_its_hook_runs(
@@ -72,18 +48,6 @@ def test_a_deaf_flow_is_killed_and_its_hooks_run_before_it_is_cancelled(
     hooks = told_at_the_end(project, hasty, run_id)
     assert [hook["hook"] for hook in hooks] == ["plain", "awaited", "broken", "last"]
     assert hooks[0]["state"] == "Cancelling"
-    assert "Crashed" not in api.state_names(run_id)
-
-
-@pytest.mark.parametrize("flow", ["hooked", "hooked_async"])
-def test_a_flow_that_obeys_runs_its_hooks_itself(
-    api: PrefectApi, project: Project, hasty: Worker, flow: str
-) -> None:
-    run_id, _ = start(project, flow)
-    api.cancel(run_id)
-    api.wait_for_state(run_id, "CANCELLED", timeout=PATIENCE)
-    hooks = told_at_the_end(project, hasty, run_id)
-    assert [hook["hook"] for hook in hooks] == ["plain", "awaited", "broken", "last"]
     assert "Crashed" not in api.state_names(run_id)
 
 

@@ -24,7 +24,7 @@ from tests.support.server import PrefectServer, free_port
 from tests.support.starts import any_number_of_starts
 from tests.support.wait import wait_until
 from worker.api.client import PrefectClient
-from worker.api.events import FLOW_RUN_CANCELLING, EventStream
+from worker.api.events import FLOW_RUN_CANCELLING, Bell, EventStream
 from worker.daemon import repeat
 from worker.runs.cancellations import Cancellations
 from worker.runs.in_flight import InFlight
@@ -65,7 +65,7 @@ async def listening(
     pool: Callable[[], str],
     *,
     random: Callable[[], float] = lambda: 0.0,
-    bell: Callable[[], None] | None = None,
+    bell: Bell | None = None,
     **settings: Any,
 ) -> AsyncGenerator[Listening]:
     """Listen for cancelled runs of the pool with that id, as the daemon does."""
@@ -80,7 +80,7 @@ async def listening(
                 transport=client.transport,
                 settings=configured,
                 work_pool_id=lambda: UUID(pool()),
-                bells={FLOW_RUN_CANCELLING: bell or (lambda: found.rings.append(None))},
+                bells={FLOW_RUN_CANCELLING: bell or (lambda _: found.rings.append(None))},
                 random=random,
             )
             tasks.start_soon(partial(repeat, stream.listen_once, what="push"))

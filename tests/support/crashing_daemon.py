@@ -1,7 +1,8 @@
 """Our daemon, with a journal that signals the process at one of its writes: `-m tests.support.crashing_daemon start …`.
 
-CRASH_AT is the number of the write, from 1; CRASH_WHEN is `before` or `after` it is committed; CRASH_SIGNALS are the
-names of the signals, one after the other. SIGKILL leaves everything as it is at that very moment.
+CRASH_AT is the number of the write, from 1; CRASH_WHEN is `before` or `after` it is committed, or `held`: at no write, but
+with a process forked that waits for the word. CRASH_SIGNALS are the names of the signals, one after the other. SIGKILL
+leaves everything as it is at that very moment.
 """
 
 import itertools
@@ -11,29 +12,45 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from worker import cli
+from worker.processes.held import Held
+from worker.processes.process import ProcessHandle
 from worker.runs.journal import Journal
 from worker.runs.journal_entry import Entry
+
+
+def send(names: Sequence[str]) -> None:
+    for name in names:
+        os.kill(os.getpid(), signal.Signals[name])
+
+
+def signal_while_held(names: Sequence[str]) -> None:
+    go = Held.go
+
+    def crashing(self: Held) -> ProcessHandle:
+        send(names)
+        return go(self)
+
+    Held.go = crashing
 
 
 def signal_at(number: int, when: str, names: Sequence[str]) -> None:
     writes = itertools.count(1)
     commit = Journal._commit  # pyright: ignore[reportPrivateUsage]
 
-    def send() -> None:
-        for name in names:
-            os.kill(os.getpid(), signal.Signals[name])
-
     def crashing(self: Journal, changes: Mapping[UUID, Entry | None]) -> None:
         mine = bool(changes) and next(writes) == number
         if mine and when == "before":
-            send()
+            send(names)
         commit(self, changes)
         if mine and when == "after":
-            send()
+            send(names)
 
     Journal._commit = crashing  # pyright: ignore[reportPrivateUsage]
 
 
 if __name__ == "__main__":
-    signal_at(int(os.environ["CRASH_AT"]), os.environ["CRASH_WHEN"], os.environ["CRASH_SIGNALS"].split())
+    if os.environ["CRASH_WHEN"] == "held":
+        signal_while_held(os.environ["CRASH_SIGNALS"].split())
+    else:
+        signal_at(int(os.environ["CRASH_AT"]), os.environ["CRASH_WHEN"], os.environ["CRASH_SIGNALS"].split())
     cli.main()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.log_catalogue import faults
 from tests.support.server import PrefectServer
 from tests.support.services import Service, spawn
 from tests.support.wait import wait_for
@@ -153,6 +154,10 @@ def worker_factory(server: PrefectServer, directory: Path, *, role: str) -> Gene
     finally:
         for worker in started:
             worker.service.end()
+        if role == ROLE_DAEMON:
+            # Whatever a test makes daemons do, they may say nothing that docs/logs.md does not list.
+            undocumented = {fault for worker in started for line in worker.logs() for fault in faults(line)}
+            assert not undocumented, "\n".join(sorted(undocumented))
 
 
 def _program(role: str, *, state_dir: Path, job_variables: str, program: str) -> list[str]:

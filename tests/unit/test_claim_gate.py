@@ -69,3 +69,20 @@ def test_memory_does_not_matter_without_a_bound_or_when_it_is_unknown(tmp_path: 
 def test_free_space_is_looked_at(tmp_path: Path) -> None:
     assert free_bytes(tmp_path) > 0
     assert free_bytes(tmp_path / "missing") == 0
+
+
+def test_a_shortage_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
+    asked = gate(tmp_path / "j")
+    with capture_logs() as logs:
+        asked.started()
+        asked.shortage("is short of processes")
+        assert asked.closed() == "is short of processes"
+        asked.shortage("is short of memory")
+        assert asked.closed() == "is short of memory"
+        asked.started()
+        assert asked.closed() is None
+        asked.started()
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [
+        ("claims.paused", "warning"),
+        ("claims.resumed", "info"),
+    ]

@@ -100,8 +100,8 @@ async def bench(*answers: Answer, url: str = URL, **settings: Any) -> AsyncGener
             settings=configured,
             work_pool_id=lambda: found.pool,
             bells={
-                CANCELLING: lambda: found.rings.append("cancelling"),
-                SCHEDULED: lambda: found.rings.append("scheduled"),
+                CANCELLING: lambda _: found.rings.append("cancelling"),
+                SCHEDULED: lambda _: found.rings.append("scheduled"),
             },
             random=lambda: 0.5,
             monotonic=lambda: found.now,

@@ -1,6 +1,7 @@
 """Command, environment and directory: the layers of the child's environment, word for word."""
 
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -14,6 +15,7 @@ from worker.runs.launch_spec import (
     attribution,
     child_environment,
     command_line,
+    environment_layers,
     launch_spec,
     protected_environment,
 )
@@ -23,9 +25,13 @@ RUN = FlowRun.read(
 )
 
 
+def child(**layers: Any) -> dict[str, str]:
+    return child_environment(environment_layers(**layers))
+
+
 def environment(*, command_configured: bool, **layers: str) -> dict[str, str]:
     """A variable X set in each of the named layers, to the layer's name."""
-    return child_environment(
+    return child(
         worker_environment={"X": "worker", "HOME": "/h"} if "worker" in layers else {"HOME": "/h"},
         settings={"X": "settings"} if "settings" in layers else {},
         attributed={"X": "attributed"} if "attributed" in layers else {},
@@ -54,7 +60,7 @@ def test_the_later_layer_wins(layers: str, engine: str, command: str) -> None:
 
 
 def test_a_null_lets_the_worker_environment_show_through() -> None:
-    result = child_environment(
+    result = child(
         worker_environment={"A": "worker"},
         settings={},
         attributed={},
@@ -76,7 +82,7 @@ def test_a_default_yields_to_everybody(name: str, layer: str) -> None:
     }
     layers[layer] = {name: "said otherwise"}
     for command_configured in (False, True):
-        result = child_environment(
+        result = child(
             worker_environment=layers["worker_environment"],
             settings=layers["settings"],
             attributed=layers["attributed"],
@@ -89,7 +95,7 @@ def test_a_default_yields_to_everybody(name: str, layer: str) -> None:
 
 def test_a_job_cannot_take_another_runs_identity() -> None:
     protected = protected_environment(flow_run_id=RUN.id, control=ControlAddress(port=1, token="t"))
-    result = child_environment(
+    result = child(
         worker_environment={},
         settings={},
         attributed={},

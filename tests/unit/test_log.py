@@ -2,12 +2,13 @@
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
-from worker.log import MASK, Redactor, configure, is_json
+from worker.log import MASK, Redactor, configure, dump, is_json
 
 
 @pytest.mark.parametrize(
@@ -81,3 +82,31 @@ def test_a_traceback_does_not_leak_the_secret(chosen: str) -> None:
         entry = json.loads(text)
         assert entry["event"] == "flow_run.error"
         assert "ValueError" in entry["exception"]
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("two\nlines\r\u2028\x85", "two\nlines\r\u2028\x85"),
+        ("half \ud83d of a pair", "half ? of a pair"),
+        ("a fox \N{FOX FACE} and half \udc80", "a fox \N{FOX FACE} and half ?"),
+        ("NUL \0 and ESC \x1b", "NUL \0 and ESC \x1b"),
+        (r"a written \ud800", r"a written \ud800"),
+        (Path("/tmp"), "PosixPath('/tmp')"),
+    ],
+)
+@pytest.mark.usefixtures("_restored_logging")
+def test_an_event_is_one_line_of_json_whatever_its_values(value: object, read: str) -> None:
+    stream = io.StringIO()
+    configure(chosen_format="json", level="info", redactor=Redactor(), stream=stream)
+    structlog.get_logger().info("a.b", value=value)
+    text = stream.getvalue()
+    assert text.isascii()
+    assert text.splitlines(keepends=True) == [text]
+    assert text.endswith("}\n")
+    assert json.loads(text)["value"] == read
+    assert list(json.loads(text)) == ["timestamp", "level", "event", "value"]
+
+
+def test_what_is_sound_is_not_touched() -> None:
+    assert dump({"a": "é"}) == '{"a": "\\u00e9"}'

@@ -15,8 +15,11 @@ from tests.support.wait import wait_until
 from worker.api.models import FlowRun
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
+from worker.runs.late_marking import DRAIN, MANY, PATIENCE, PERIOD, LateMarking
+from worker.runs.latest_runs import LatestRuns
 from worker.runs.lookahead import Agenda, Leads, unclaimable
-from worker.runs.poller import Poller
+from worker.runs.poller import LONGEST_AGE, SPARE, Poller
+from worker.runs.questions import Questions
 from worker.runs.starts import Starts
 from worker.runs.wake import Wake
 
@@ -124,6 +127,7 @@ class Bench:
         self.skipped: list[tuple[int, str]] = []
         self.slept: list[float] = []
         self.withheld: str | None = None
+        self.unmarked = 0
         self._max_late = max_late
         self._only_latest = only_latest
         self._seconds_per_skip = seconds_per_skip
@@ -192,9 +196,7 @@ class Bench:
     async def poller(self) -> AsyncGenerator[Poller]:
         async with self.server.client() as client:
             yield Poller(
-                client=client,
-                pool="p",
-                work_queues=self._queues,
+                questions=Questions(client=client, pool="p", work_queues=self._queues, now=lambda: self.now),
                 agenda=Agenda(interval=10, random=lambda: 1.0, monotonic=lambda: self.clock),
                 leads=self.leads,
                 in_flight=self.in_flight,
@@ -202,12 +204,16 @@ class Bench:
                 start=self.start,
                 now=lambda: self.now,
                 max_late=self._max_late,
-                only_latest=self._only_latest,
+                latest=LatestRuns(client=client, now=lambda: self.now) if self._only_latest else None,
                 skip=self.skip,
                 may_claim=lambda: self.withheld,
+                marking=LateMarking(count=self._count, monotonic=lambda: self.clock),
                 run_once=self._run_once,
                 sleep=self._sleep,
             )
+
+    async def _count(self, _due_by: datetime) -> int:
+        return self.unmarked
 
     async def poll(self, times: int = 1) -> float:
         """Poll so often, as late as each poll asks for; the last delay."""
@@ -428,10 +434,9 @@ async def test_skips_so_slow_that_nothing_can_start_give_way_at_the_next_poll() 
         ({}, True),
         ({"state_type": "COMPLETED", "state_name": "Completed"}, False),
         ({"state_type": "PENDING", "state_name": "Pending"}, False),
-        (
-            {"state_id": str(UUID(int=9))},
-            False,
-        ),  # run meanwhile, and scheduled again: the next answer tells when
+        # run meanwhile, and scheduled again: the next answer tells when
+        ({"state_id": str(UUID(int=9)), "next_scheduled_start_time": NOW.isoformat()}, False),
+        ({"state_id": str(UUID(int=9)), "state_name": "Late"}, True),
     ],
 )
 async def test_a_run_of_an_answer_that_is_not_fresh_is_looked_at_before_it_is_claimed(
@@ -577,8 +582,56 @@ async def test_after_a_wake_no_more_is_asked_for_than_can_start() -> None:
             bench.executions[done].end()
             assert await bench.freed.wait(timeout=0)
             await poller.poll_once()
-    assert bench.numbers == [1, 2, 3, 4, 5]
-    assert [limit for _, limit in bench.questions()] == [None, 3, 3, 3]
+        assert bench.numbers == [1, 2, 3, 4, 5]
+        assert [limit for _, limit in bench.questions()] == [None], "the first answer has them all"
+        bench.now += LONGEST_AGE + timedelta(seconds=1)
+        del waiting[0]
+        bench.executions[3].end()
+        await poller.poll_once()
+    assert bench.numbers[-1] == 6
+    assert [limit for _, limit in bench.questions()] == [None, 1 + SPARE], "an old answer is no answer"
+
+
+async def test_what_there_was_no_room_for_is_looked_at_again_and_left_to_who_has_run_it() -> None:
+    bench = Bench(limit=1)
+    waiting = [run(id=str(UUID(int=n))) for n in (1, 2, 3)]
+    bench.serve(waiting)
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.now += timedelta(seconds=1)
+        bench.server.on("GET", f"/flow_runs/{waiting[1]['id']}", {**waiting[1], "state_type": "COMPLETED"})
+        bench.executions[0].end()
+        await poller.poll_once()
+    assert bench.numbers == [1, 3]
+    assert len(bench.questions()) == 1
+
+
+async def test_news_is_asked_about_although_runs_of_the_last_answer_wait() -> None:
+    bench = Bench(limit=1)
+    waiting = [run(id=str(UUID(int=n))) for n in (1, 2)]
+    bench.serve(waiting)
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        poller.hint()
+        waiting.insert(0, run(id=str(UUID(int=9))))
+        bench.serve(waiting)
+        bench.executions[0].end()
+        await poller.poll_once()
+    assert bench.numbers == [1, 9]
+
+
+async def test_nothing_is_claimed_while_the_server_marks_late_runs() -> None:
+    bench = Bench(limit=1)
+    long_due = (NOW - timedelta(seconds=30)).isoformat()
+    bench.serve([run(next_scheduled_start_time=long_due) for _ in range(3)])
+    bench.unmarked = MANY
+    async with bench.poller() as poller:
+        delay = await poller.poll_once()
+        assert not bench.started
+        assert 0 < delay <= DRAIN + PERIOD + PATIENCE
+        bench.clock += delay
+        await poller.poll_once()
+    assert len(bench.started) == 1
 
 
 async def test_runs_that_cannot_be_claimed_do_not_hide_one_that_can() -> None:
@@ -593,12 +646,13 @@ async def test_runs_that_cannot_be_claimed_do_not_hide_one_that_can() -> None:
     async with bench.poller() as poller:
         await poller.poll_once()
         waiting.extend(
-            run(state_name="AwaitingRetry", empirical_policy={"retry_type": "in_process"}) for _ in range(3)
+            run(state_name="AwaitingRetry", empirical_policy={"retry_type": "in_process"})
+            for _ in range(1 + SPARE)
         )
         waiting.append(run(id=str(UUID(int=4))))
         await poller.poll_once()
     assert bench.numbers == [4]
-    assert [limit for _, limit in bench.questions()] == [None, 3, None]
+    assert [limit for _, limit in bench.questions()] == [None, 1 + SPARE, None]
 
 
 async def test_no_more_start_at_once_than_may_and_the_next_follow_when_one_has_started() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from worker import state_directory
 from worker.cli import main
-from worker.start import ConfigurationError, read_template
-from worker.state_directory import default_name
+from worker.configuration import ConfigurationError, default_name
+from worker.start import read_template
 
 
 def exit_code_of(*arguments: str) -> int:

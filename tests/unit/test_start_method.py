@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from worker.processes.launch_problems import LARGEST_STRING, LaunchSpec
-from worker.runs.start_method import eligible_for_warm_start, installing_step
+from worker.runs.start_method import LARGEST, eligible_for_warm_start, installing_step
 
 PYTHON = "/opt/flows/bin/python"
 ENVIRONMENT = {"PATH": "/usr/bin", "HOME": "/home/flows", "LANG": "C.UTF-8", "PREFECT_API_URL": "http://api"}
@@ -18,6 +18,7 @@ def reason(
     argv: tuple[str, ...] = (PYTHON, "-m", "prefect.engine"),
     command_configured: bool = False,
     pull_steps: Any = None,
+    largest: int = LARGEST,
 ) -> str | None:
     return eligible_for_warm_start(
         spec=LaunchSpec(argv=argv, env=env or ENVIRONMENT, cwd=Path("/srv"), stream_output=True),
@@ -25,6 +26,7 @@ def reason(
         pull_steps=pull_steps,
         python=PYTHON,
         environment=ENVIRONMENT,
+        largest=largest,
     )
 
 
@@ -121,3 +123,11 @@ PULL_STEPS: list[tuple[Any, str | None]] = [
 def test_pull_steps_that_may_install_packages_are_found(pull_steps: Any, step: str | None) -> None:
     assert installing_step(pull_steps) == step
     assert (reason(pull_steps=pull_steps) is None) == (step is None)
+
+
+def test_an_environment_that_no_command_could_be_given_goes_cold() -> None:
+    many = {f"V{number}": "x" * 1000 for number in range(100)}
+    assert reason(env={**ENVIRONMENT, **many}) is None
+    assert reason(env={**ENVIRONMENT, **many}, largest=100_000) == (
+        "its environment is larger than the system takes"
+    )

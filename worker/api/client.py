@@ -100,6 +100,12 @@ class PrefectClient(RunEndpoints, DefinitionEndpoints, RecordEndpoints):
             raise NotAnApi(operation, reason, status=error.status) from error
         return self._read(WorkPool, answer, operation)
 
+    async def work_pool_names(self, **patience: Unpack[Patience]) -> list[str]:
+        """The names of the pools on the first page of all; enough to guess what was meant."""
+        operation = "list work pools"
+        answer = await self._post(path("work_pools", "filter"), operation, {}, patience)
+        return [pool.name for pool in self._read_each(WorkPool, self._list(answer, operation), operation)]
+
     async def create_work_pool(
         self,
         name: str,

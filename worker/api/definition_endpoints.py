@@ -26,6 +26,25 @@ class DefinitionEndpoints(Endpoints):
             operation,
         )
 
+    async def read_deployment_by_name(
+        self, flow_name: str, name: str, **patience: Unpack[Patience]
+    ) -> Deployment:
+        """One deployment by its flow's name and its own (PROTOCOL 2.4)."""
+        operation = f"read deployment '{flow_name}/{name}'"
+        answer = await self._get(path("deployments", "name", flow_name, name), operation, patience)
+        return self._read(Deployment, answer, operation)
+
+    async def deployment_names(self, **patience: Unpack[Patience]) -> list[str]:
+        """`flow/deployment` of the deployments on the first page of all; enough to guess what was meant."""
+        operation = "list deployments"
+        answer = await self._post(path("deployments", "filter"), operation, {"sort": "NAME_ASC"}, patience)
+        deployments = self._read_each(Deployment, self._list(answer, operation), operation)
+        ids = sorted({str(one.flow_id) for one in deployments if one.flow_id is not None})
+        body = {"flows": {"id": {"any_": ids}}}
+        answer = await self._post(path("flows", "filter"), "list flows", body, patience)
+        flows = self._read_each(Flow, self._list(answer, "list flows"), "list flows")
+        return [f"{flow.name}/{one.name}" for one in deployments for flow in flows if flow.id == one.flow_id]
+
     async def read_flow(self, flow_id: UUID, **patience: Unpack[Patience]) -> Flow:
         """One flow."""
         operation = f"read flow {flow_id}"

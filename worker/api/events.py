@@ -38,6 +38,7 @@ FLOW_RUN_ENDED: Final = tuple(
     f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled")
 )
 """The usual names of final states; a flow may give its own others, which polling finds."""
+FLOW_RUN_LATE: Final = "prefect.flow-run.Late"
 DEPLOYMENT_CHANGED: Final = ("prefect.deployment.created", "prefect.deployment.updated")
 """After these the server's scheduler may soon make runs, which no event tells of."""
 
@@ -48,6 +49,9 @@ RARELY_SECONDS: Final = 300.0
 NO_POOL_SECONDS: Final = 1.0
 ANNOUNCED_FAILURES: Final = 5
 """Failures in a row, while the REST API answers, after which it is said that events do not come."""
+
+Bell = Callable[[UUID | None], None]
+"""Rung with the flow run that an event is about; None for any other event, and when events may have been missed."""
 
 SUBPROTOCOL: Final = "prefect"
 # Without an end nothing live arrives; within the range of 32-bit times, whatever the server stores them in.
@@ -73,7 +77,7 @@ class EventStream:
         transport: Transport,
         settings: ApiSettings,
         work_pool_id: Callable[[], UUID | None],
-        bells: Mapping[str, Callable[[], None]],
+        bells: Mapping[str, Bell],
         random: Callable[[], float],
         monotonic: Callable[[], float] = anyio.current_time,
     ) -> None:
@@ -135,7 +139,7 @@ class EventStream:
                 bell = self._bells.get(name)
                 if bell is not None:
                     self._log.debug("push.event", name=name, resource=resource_id(event))
-                    bell()
+                    bell(flow_run_of(event))
             case _:
                 # Too large, or of a form we do not know: it may have been anything.
                 self._log.debug("push.unreadable")
@@ -143,7 +147,7 @@ class EventStream:
 
     def _ring_all(self) -> None:
         for bell in dict.fromkeys(self._bells.values()):
-            bell()
+            bell(None)
 
     def _steady(self) -> None:
         self._failures = self._unexplained = 0
@@ -226,6 +230,16 @@ def resource_id(event: Mapping[str, Any]) -> str | None:
             return resource
         case _:
             return None
+
+
+def flow_run_of(event: Mapping[str, Any]) -> UUID | None:
+    """The flow run that the event is about, if it is about one (PROTOCOL 5.3)."""
+    resource = resource_id(event) or ""
+    prefix = "prefect.flow-run."
+    try:
+        return UUID(resource.removeprefix(prefix)) if resource.startswith(prefix) else None
+    except ValueError:
+        return None
 
 
 def decoded(text: str) -> Any:

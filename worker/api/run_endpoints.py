@@ -142,6 +142,18 @@ class RunEndpoints(Endpoints):
             FlowRun, path("flow_runs", "filter"), f"look for flow run {name!r}", body, patience
         )
 
+    async def count_unmarked(self, due_by: datetime, **patience: Unpack[Patience]) -> int:
+        """How many runs of the whole server were due by then, have not begun, and are not marked as Late."""
+        body = {
+            "flow_runs": {
+                "state": {"name": {"any_": ["Scheduled"]}},
+                "next_scheduled_start_time": {"before_": due_by.isoformat()},
+            }
+        }
+        operation = "count overdue runs"
+        answer = await self._post(path("flow_runs", "count"), operation, body, patience)
+        return self._checked(lambda: int(answer), operation)
+
     async def set_state(
         self,
         flow_run_id: UUID,

@@ -165,6 +165,8 @@ class Transport:
                     continue
                 verdict = Trouble(verdict.error, bounded=True)
             if isinstance(verdict, Answer):
+                if stuck:
+                    self._log.info("api.call_answered", operation=call.operation, tries=tries + 1)
                 return verdict.value
             if isinstance(verdict, Refusal):
                 raise verdict.error

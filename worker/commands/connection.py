@@ -11,6 +11,7 @@ from worker import log
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, Misconfigured, Unauthorized
 from worker.commands.session import EXIT_CREDENTIALS, CommandError
+from worker.configuration import secrets_of
 from worker.settings import Settings
 
 
@@ -23,7 +24,7 @@ async def connected(settings: Settings) -> AsyncGenerator[PrefectClient]:
     log.configure(
         chosen_format="console",
         level="warning",
-        redactor=log.Redactor(settings.api.secrets()),
+        redactor=log.Redactor(secrets_of(settings)),
         stream=sys.stderr,
     )
     if not settings.api.url:

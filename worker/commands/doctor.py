@@ -20,6 +20,7 @@ from worker.commands import machine_checks
 from worker.commands.checks import Check, Status, fail, line, ok, report, skipped, warn
 from worker.commands.server_checks import NAMES, Question, examine_server
 from worker.commands.session import EXIT_DONE, EXIT_FAILED, settings_for
+from worker.configuration import default_name
 from worker.processes.kernel import has_pidfd, has_subreaper, read_limits
 from worker.processes.machine import available_memory
 from worker.settings import Settings, SettingsError
@@ -84,7 +85,7 @@ def _examine_state(settings: Settings, arguments: argparse.Namespace) -> list[Ch
     if pool is None:
         place = machine_checks.look_at(root.expanduser())
         return machine_checks.judge_place(place, worker_known=False)
-    name = arguments.name or state_directory.default_name(pool, hostname=socket.gethostname())
+    name = arguments.name or default_name(pool, hostname=socket.gethostname())
     path = state_directory.path_for_worker(root, api_url=settings.api.url or "", pool=pool, name=name)
     return machine_checks.judge_place(machine_checks.look_at(path), worker_known=True)
 

@@ -15,6 +15,7 @@ import anyio
 
 from worker.commands.daemons import Attempt, attempts, find_daemons, the_one
 from worker.commands.session import EXIT_DONE, CommandError
+from worker.configuration import secrets_of
 from worker.log import Redactor
 from worker.processes.file_locks import lock_holder
 from worker.processes.output import follow
@@ -33,7 +34,7 @@ def logs(arguments: argparse.Namespace, settings: Settings, *, stdout: TextIO) -
     found = the_one(attempts(find_daemons(root, pool=arguments.pool, name=arguments.name)), arguments.run)
     if found is None:
         raise CommandError(_not_here(arguments.run, root))
-    mask = Redactor(settings.api.secrets())
+    mask = Redactor(secrets_of(settings))
 
     def sink(line: str) -> None:
         stdout.write(f"{line}\n")

@@ -197,7 +197,7 @@ class ControlChannel:
         short = False
         while True:
             try:
-                return await listener.accept()
+                stream = await listener.accept()
             except OSError as error:
                 if error.errno not in _SHORTAGES:
                     raise
@@ -205,6 +205,10 @@ class ControlChannel:
                     self._log.warning("control.cannot_accept", reason=str(error), hint="raise `ulimit -n`")
                 short = True
                 await anyio.sleep(_SHORTAGE_PAUSE)  # the connection waits in the backlog meanwhile
+            else:
+                if short:
+                    self._log.info("control.recovered")
+                return stream
 
     async def _converse(self, stream: SocketStream, strangers: anyio.Semaphore) -> None:
         async with stream:

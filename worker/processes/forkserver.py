@@ -10,7 +10,6 @@ Nothing of the run has begun until then, and it ends by itself if the byte does 
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -22,9 +21,18 @@ from uuid import uuid4
 import anyio
 import structlog
 
-from worker.processes.held import Held, NotWarm, receive_line, send_line
-from worker.processes.launch_problems import LaunchError, LaunchSpec, explain_failure, launch_error
-from worker.processes.launcher import EXECUTION_ID, Launcher, open_output
+from worker.processes.held import (
+    Held,
+    NotWarm,
+    Unfit,
+    forked,
+    held_output,
+    receive_line,
+    request,
+    send_line,
+)
+from worker.processes.launch_problems import LaunchError, LaunchSpec, launch_error
+from worker.processes.launcher import EXECUTION_ID, Launcher
 from worker.processes.output import tail
 from worker.processes.process import ProcessHandle
 from worker.processes.process_table import Marker
@@ -39,6 +47,9 @@ LOOK_INTERVAL = 5.0
 # After a refusal that only a change to the installation or the flags can end.
 REFUSED_INTERVAL = 600.0
 RETIRE_LIMIT = 2.0
+# One that has lived so long was a good one; after others the next is put off, and for longer each time, in seconds.
+STEADY = 60.0
+LONGEST_PAUSE = 300.0
 
 
 class ForkServerError(Exception):
@@ -85,6 +96,9 @@ class ForkServer:
         self._unfit: str | None = None
         self._absence = "the fork server has not been started yet"
         self._settled = anyio.Event()
+        self._began = self._not_before = float("-inf")
+        self._awaited_since: float | None = None
+        self._short_lives = 0
 
     @property
     def absence(self) -> str | None:
@@ -99,12 +113,22 @@ class ForkServer:
         if self._server is not None:
             if self._unfit is None and not self._server.handle.alive():
                 self._unfit = f"the fork server has ended{self._last_words()}"
+                self._not_before = anyio.current_time() + self._pause_after_death()
             if self._unfit is not None:
                 self._log.info("forkserver.replaced", reason=self._unfit)
                 await self._retire()
         if self._server is None:
-            return await self._start()
+            return self._not_before - anyio.current_time() if self._resting() else await self._start()
         return LOOK_INTERVAL
+
+    def _resting(self) -> bool:
+        return anyio.current_time() < self._not_before
+
+    def _pause_after_death(self) -> float:
+        """Seconds until another one is tried: one that dies soon may have a reason that the next one has, too."""
+        lived = anyio.current_time() - self._began
+        self._short_lives = self._short_lives + 1 if lived < STEADY else 0
+        return min(LONGEST_PAUSE, 2.0**self._short_lives) if self._short_lives > 1 else 0.0
 
     async def close(self) -> None:
         """Retire the one in service."""
@@ -119,22 +143,51 @@ class ForkServer:
         Raises NotWarm, and LaunchError for what would keep a cold start from succeeding, too.
         """
         await self._in_service()
-        ours, theirs = socket.socketpair()
-        with ours:
-            ours.setblocking(False)
-            started = self._clock()
-            with theirs:
-                await self._request(theirs, output)
-            pid = await self._ask(ours, spec, marker)
-            handle = self._launcher.take(pid, marker=marker, started=started)
-            held = Held(handle=handle, stream=ours)
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise launch_error(error, f"cannot make a socket: {error.strerror}") from error
+        waiting = held_output(output)
+        try:
+            with ours:
+                ours.setblocking(False)
+                with theirs:
+                    self._request(theirs, waiting)
+                handle = await self._forked(ours, spec, marker)
+                held = Held(handle=handle, stream=ours, output=output)
+                try:
+                    yield held
+                finally:
+                    await held.discard()
+        finally:
+            waiting.unlink(missing_ok=True)
+
+    def _request(self, theirs: socket.socket, output: Path) -> None:
+        if self._server is None:
+            raise NotWarm(self._absence)
+        try:
+            request(self._server.control, theirs, output)
+        except Unfit as error:
+            raise self._give_up(str(error)) from error
+
+    async def _forked(self, ours: socket.socket, spec: LaunchSpec, marker: Marker) -> ProcessHandle:
+        def take(pid: int) -> ProcessHandle:
             try:
-                yield held
-            finally:
-                await held.discard()
+                return self._launcher.take(pid, marker=marker, started=started)
+            except LaunchError as error:
+                # It has ended, having done nothing: it may have been killed with the fork server.
+                raise NotWarm(f"the forked process has ended: {error}") from error
+
+        started = self._clock()
+        try:
+            with anyio.move_on_after(ANSWER_LIMIT):
+                return await forked(ours, spec, marker, take)
+        except Unfit as error:
+            raise self._give_up(str(error)) from error
+        raise self._give_up(f"the fork server did not answer within {ANSWER_LIMIT:g} s")
 
     async def _start(self) -> float:
-        began = anyio.current_time()
+        self._began = began = anyio.current_time()
         try:
             self._server, self._unfit = await self._spawn(), None
         except (OSError, LaunchError, ForkServerError) as error:
@@ -195,65 +248,19 @@ class ForkServer:
         if self._unfit is not None:
             self._absence, self._unfit = self._unfit, None
         if server is not None:
-            self._settled = anyio.Event()
+            self._settled, self._awaited_since = anyio.Event(), None
             await _end(server.handle, server.control)
 
     async def _in_service(self) -> None:
-        if self._server is None:
-            with anyio.move_on_after(START_PATIENCE):
+        if self._server is None and not self._resting():
+            # Counted once for all runs: a slow one holds up the first ones for this long, and no other.
+            if self._awaited_since is None:
+                self._awaited_since = anyio.current_time()
+            patience = self._awaited_since + START_PATIENCE - anyio.current_time()
+            with anyio.move_on_after(max(0.0, patience)):
                 await self._settled.wait()
         if self._server is None or self._unfit is not None:
             raise NotWarm(self.absence or self._absence)
-
-    async def _request(self, theirs: socket.socket, output: Path) -> None:
-        descriptor = open_output(output)
-        try:
-            server = self._server
-            if server is None:
-                raise NotWarm(self._absence)
-            socket.send_fds(server.control, [b"r"], [theirs.fileno(), descriptor])
-        except OSError as error:
-            raise self._give_up(
-                f"the fork server does not listen: {os.strerror(error.errno or 0)}"
-            ) from error
-        finally:
-            os.close(descriptor)
-
-    async def _ask(self, ours: socket.socket, spec: LaunchSpec, marker: Marker) -> int:
-        """The pid of the held process."""
-        question = {
-            "directory": os.fspath(spec.cwd.absolute()),
-            "environment": {**spec.env, marker.name: marker.value},
-            "mark": marker,
-        }
-        answer = None
-        try:
-            with anyio.move_on_after(ANSWER_LIMIT) as limit:
-                await send_line(ours, question)
-                answer = await receive_line(ours)
-        except OSError as error:
-            raise self._give_up(f"the fork server has ended: {os.strerror(error.errno or 0)}") from error
-        if limit.cancelled_caught:
-            raise self._give_up(f"the fork server did not answer within {ANSWER_LIMIT:g} s")
-        match answer:
-            case {"pid": int(pid)}:
-                # It was forked, could not become what it was to be, and has ended: it is ours to collect.
-                await self._launcher.take(pid, marker=marker, started=self._clock()).wait()
-            case _:
-                pass
-        match answer:
-            case {"ready": int(pid)}:
-                return pid
-            case {"refused": str(reason)}:
-                raise NotWarm(reason)
-            case {"stale": str(reason)}:
-                raise self._give_up(reason)
-            case {"failed": int(number), "step": str(step)}:
-                name = os.fspath(spec.cwd) if step == "directory" else None
-                error = OSError(number, os.strerror(number), name)
-                raise launch_error(error, explain_failure(spec, error))
-            case _:
-                raise self._give_up("the fork server has ended")
 
     def _give_up(self, reason: str) -> NotWarm:
         """No further request to this one: it is replaced at once."""

@@ -15,6 +15,8 @@ from pathlib import Path
 LARGEST_STRING = 128 * 1024
 """Bytes that one argument or variable may have, with its end: MAX_ARG_STRLEN, 32 pages (execve(2))."""
 
+_POINTER = 8
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
@@ -55,6 +57,12 @@ def find_problem(spec: LaunchSpec) -> str | None:
         if problem := _unusable(value):
             return f"the value of the environment variable {name} {problem}"
     return None
+
+
+def size(spec: LaunchSpec) -> int:
+    """How many bytes exec would be given: each string, its end, and a pointer to it (execve(2))."""
+    strings = (*spec.argv, *(f"{name}={value}" for name, value in spec.env.items()))
+    return sum(len(os.fsencode(text)) + 1 + _POINTER for text in strings)
 
 
 def _unusable(text: str) -> str | None:

@@ -45,15 +45,17 @@ class Cancellations:
         self._looks: int | None = None
         self.wake = Wake()
 
-    def hint(self) -> None:
+    def hint(self, _flow_run_id: UUID | None = None) -> None:
         """Somebody heard that a run of our pool is being cancelled, or may have missed hearing it."""
         if rings(self._looks):
             self.wake.set()
         self._looks = 0
 
-    def hint_end(self) -> None:
-        """Somebody heard that a run of our pool has ended."""
-        if not self._ended and self._in_flight.unconcluded:
+    def hint_end(self, flow_run_id: UUID | None = None) -> None:
+        """Somebody heard that this run has ended, or may have missed hearing of some run."""
+        unconcluded = self._in_flight.unconcluded
+        concerned = bool(unconcluded) if flow_run_id is None else flow_run_id in unconcluded
+        if concerned and not self._ended:
             self._ended = True
             self.wake.set()
 

@@ -42,11 +42,23 @@ class ClaimGate:
         self._log = structlog.get_logger()
 
     def shortage(self, reason: str) -> None:
-        """The machine could not start a process just now: take no more runs for a while."""
-        if self._monotonic() >= self._short_until:
-            self._log.warning("worker.shortage", reason=reason, pause=SHORTAGE_PAUSE)
+        """The machine could not start a process just now: take no more runs for a while, and then try one again."""
+        if not self._shortage:
+            self._log.warning(
+                "claims.paused",
+                reason=f"the worker {reason}",
+                retry_seconds=SHORTAGE_PAUSE,
+                hint="its runs are given back; it claims again from time to time until one can be started",
+            )
         self._shortage = reason
         self._short_until = self._monotonic() + SHORTAGE_PAUSE
+
+    def started(self) -> None:
+        """A process was started: if there was a shortage, it is over."""
+        if self._shortage:
+            self._log.info("claims.resumed")
+        self._shortage = ""
+        self._short_until = 0.0
 
     def closed(self) -> str | None:
         """Why nothing may be claimed now; None when it may."""

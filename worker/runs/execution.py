@@ -8,12 +8,13 @@ happens to this daemon, the next one knows what is left to do. What each step de
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from uuid import UUID, uuid4
 
 import anyio
 import anyio.lowlevel
 import structlog
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.evidence import read_memory_evidence
@@ -26,7 +27,7 @@ from worker.runs.preparation import DeploymentGone, Prepared, Unpreparable, subm
 from worker.runs.record import Record
 from worker.runs.reports import FINAL_REPORT_LIMIT, Reports
 from worker.runs.services import Services
-from worker.runs.start_method import Ready
+from worker.runs.start_method import Ready, while_looking
 from worker.runs.supervision import Launched
 from worker.runs.workspace import Workspace
 
@@ -65,6 +66,10 @@ class Execution:
         """Carry the run through to its report. Raises nothing but cancellation."""
         with bound_contextvars(flow_run_id=str(self._flow_run.id), flow_run=self._flow_run.name):
             try:
+                if self._flow_run.id in self._services.in_flight:
+                    # Recovery has adopted its process since the poll.
+                    self._log.debug("flow_run.left", reason="its previous attempt is still ending here")
+                    return
                 with self._services.in_flight.slot(self._flow_run.id, self):
                     await self._attempt_safely()
             finally:
@@ -154,6 +159,7 @@ class Execution:
         except Unpreparable as error:
             await self._reports.not_started(str(error))
             return None
+        bind_contextvars(**prepared.names())
         for note in prepared.job.notes:
             self._run_log.warning(note)
         if not await self._record.launching(
@@ -171,27 +177,15 @@ class Execution:
         self, stack: AsyncExitStack, prepared: Prepared, workspace: Workspace
     ) -> Ready | None:
         """Prepare the process, and meanwhile look at the run once more; None when the run has been settled instead."""
-        standing = Standing.UNKNOWN
-        ready, problem = None, None
-
-        async def look() -> None:
-            nonlocal standing
-            standing = await self._services.claims.standing(self._flow_run, self._attempt_id, held=True)
-
-        async with anyio.create_task_group() as looking:
-            looking.start_soon(look)
-            try:
-                ready = await stack.enter_async_context(
-                    self._services.starter.ready(
-                        prepared.spec,
-                        command_configured=prepared.job.command is not None,
-                        pull_steps=prepared.deployment.pull_steps if prepared.deployment else None,
-                        output=workspace.output,
-                        marker=self._record.marker,
-                    )
-                )
-            except LaunchError as error:
-                problem = error
+        start = self._services.starter.ready(
+            prepared.spec,
+            command_configured=prepared.job.command is not None,
+            pull_steps=prepared.deployment.pull_steps if prepared.deployment else None,
+            output=workspace.output,
+            marker=self._record.marker,
+        )
+        look = partial(self._services.claims.standing, self._flow_run, self._attempt_id, held=True)
+        standing, ready = await while_looking(stack, start, look)
         if self._cancel_requested.is_set():
             standing = Standing.OURS_CANCELLING
         if standing in {Standing.OURS_CANCELLING, Standing.THEIRS, Standing.GONE}:
@@ -199,9 +193,10 @@ class Execution:
             await stack.aclose()
             await self._reports.undone(standing, STOPPED_BEFORE_START)
             return None
-        if problem is not None:
+        if isinstance(ready, LaunchError):
             self._announce(prepared)
-            await self._not_launched(problem)
+            await self._not_launched(ready)
+            return None
         return ready
 
     async def _launch(
@@ -219,9 +214,10 @@ class Execution:
             pid=handle.pid,
             start_method=ready.method.value,
             cold_because=ready.reason,
-            deployment=prepared.deployment.name if prepared.deployment else None,
             working_dir=str(prepared.spec.cwd),
         )
+        self._run_log.info(f"Flow run '{self._flow_run.name}' submitted to infrastructure")
+        self._services.gate.started()
         try:
             await self._record.launched(handle)
         except Exception:

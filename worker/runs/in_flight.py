@@ -125,6 +125,10 @@ class InFlight:
             self._room_made()
         return seconds
 
+    def engine_connected(self) -> None:
+        """An engine that was taken for silent has connected after all."""
+        self._starts.learn(connected=True)
+
     def conclude(self, flow_run_id: UUID) -> None:
         """The run's end is known, though its process still lives: hand its slot on."""
         if flow_run_id in self._executions and flow_run_id not in self._concluded:

@@ -58,5 +58,7 @@ class LatestRuns:
             self._unknown = True
             self._log.warning("poll.latest_unknown", reason=str(error))
             return {}
+        if self._unknown:
+            self._log.info("poll.latest_known")
         self._unknown = False
         return latest

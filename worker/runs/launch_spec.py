@@ -7,6 +7,7 @@ choice of command and directory (PROTOCOL 4.1). Job variables have been resolved
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from uuid import UUID
 
@@ -18,6 +19,21 @@ ENGINE = ("-m", "prefect.engine")
 FLOW_RUN_ID = "PREFECT__FLOW_RUN_ID"
 # What a flow gets unless anybody says otherwise. Each of an engine's clients would ask for the server's version first.
 DEFAULTS = {"PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false"}
+
+
+class EnvironmentLayer(StrEnum):
+    """Who can set a variable of the child's environment."""
+
+    DEFAULT = "headrace default"
+    WORKER = "worker environment"
+    SETTINGS = "prefect settings"
+    ATTRIBUTION = "attribution"
+    JOB = "job variables"
+    PROTECTED = "the run's own"
+
+
+EnvironmentLayers = tuple[tuple[EnvironmentLayer, Mapping[str, str]], ...]
+"""What each layer sets, weakest layer first."""
 
 
 class CommandError(ValueError):
@@ -52,7 +68,7 @@ def attribution(
     return {name: value for name, value in values.items() if value}
 
 
-def child_environment(
+def environment_layers(
     *,
     worker_environment: Mapping[str, str],
     settings: Mapping[str, str],
@@ -60,17 +76,27 @@ def child_environment(
     job: Mapping[str, str | None],
     protected: Mapping[str, str],
     command_configured: bool,
-) -> dict[str, str]:
-    """The child's whole environment, weakest layer first (PROTOCOL 4.2, 3.8.4 and later); `DEFAULTS` are weaker still.
+) -> EnvironmentLayers:
+    """What the child's environment is laid together from (PROTOCOL 4.2, 3.8.4 and later); `DEFAULTS` are weaker still.
 
     A job's variables win over the worker's Prefect settings, except under a custom command, where stock
     lays the settings over them. A null value is dropped: it hides the job's weaker layers, and what the
     worker's own environment has shows through.
     """
     job_values = {name: value for name, value in job.items() if value is not None}
-    if command_configured:
-        return {**DEFAULTS, **worker_environment, **attributed, **job_values, **settings, **protected}
-    return {**DEFAULTS, **worker_environment, **settings, **attributed, **job_values, **protected}
+    of_settings = (EnvironmentLayer.SETTINGS, settings)
+    of_job = ((EnvironmentLayer.ATTRIBUTION, attributed), (EnvironmentLayer.JOB, job_values))
+    return (
+        (EnvironmentLayer.DEFAULT, DEFAULTS),
+        (EnvironmentLayer.WORKER, worker_environment),
+        *((*of_job, of_settings) if command_configured else (of_settings, *of_job)),
+        (EnvironmentLayer.PROTECTED, protected),
+    )
+
+
+def child_environment(layers: EnvironmentLayers) -> dict[str, str]:
+    """The child's whole environment: a later layer wins."""
+    return {name: value for _, variables in layers for name, value in variables.items()}
 
 
 def protected_environment(*, flow_run_id: UUID, control: ControlAddress | None) -> dict[str, str]:

@@ -128,6 +128,7 @@ class Agenda:
         self._random = random
         self._monotonic = monotonic
         self._next_look = monotonic()
+        self._look_owed = False
         self._timers: set[datetime] = set()
         self._looks: int | None = None
         self._hints = 0
@@ -143,9 +144,14 @@ class Agenda:
         return self._looks == 0
 
     @property
+    def question_is_due(self) -> bool:
+        """Whether the interval has passed, so that a question is to be put, if only for the server's sake."""
+        return self._monotonic() >= self._next_look
+
+    @property
     def look_is_due(self) -> bool:
         """Whether the next question is to be a look ahead."""
-        return self._monotonic() >= self._next_look
+        return self._look_owed or self.question_is_due
 
     def hint(self) -> bool:
         """There may be a run to claim. Whether to ask now; not when a question comes soon in any case.
@@ -172,8 +178,17 @@ class Agenda:
 
     def looked(self) -> None:
         """A look ahead has been answered; the times that it found are to be noted after this."""
-        self._next_look = self._monotonic() + self._interval * (0.7 + 0.6 * self._random())
+        self._look_owed = False
+        self._put_off()
         self._timers.clear()
+
+    def asked_for_nothing(self) -> None:
+        """The question of the interval was put without asking for runs: the look is made up for when there is room."""
+        self._look_owed = True
+        self._put_off()
+
+    def _put_off(self) -> None:
+        self._next_look = self._monotonic() + self._interval * (0.7 + 0.6 * self._random())
 
     def note(self, times: Iterable[datetime]) -> None:
         """Ask again at these times."""

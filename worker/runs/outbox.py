@@ -4,6 +4,9 @@ What Prefect's worker writes into a run's log and emits as events, this daemon d
 and the worker's page in Prefect's UI look as ever. Nothing here decides anything, so nothing here may hold
 up a run: records wait in a bounded queue and go out in batches, and when the server stays away the oldest
 are dropped with a warning. Flow output is not sent (the flow's own logger does that).
+
+Labels wait longest: a server on SQLite reads before it writes them and refuses every second one while runs begin and
+end, at the risk of standing still (docs/performance.md). They go out when nothing is in flight.
 """
 
 from collections import deque
@@ -24,6 +27,9 @@ from worker.api.records import LogRecord, WorkerEvent
 LOGGER_NAME = "prefect.flow_runs.worker"
 _QUEUE_LIMIT = 10_000
 _BATCH = 200
+# How long labels wait for a time when nothing is in flight, and how long everything waits for the server, in seconds.
+_LABELS_PATIENCE = 60.0
+_HELD_INTERVAL = 0.5
 # Prefect's own PREFECT_LOGGING_TO_API_BATCH_SIZE (PROTOCOL 2.9).
 _BATCH_BYTES = 4_000_000
 
@@ -52,12 +58,20 @@ class RunLog:
         self.outbox.log(self.flow_run_id, ERROR, message)
 
 
+@dataclass(frozen=True, slots=True)
+class _Label:
+    flow_run_id: UUID
+    labels: Mapping[str, str]
+    since: float
+
+
 class Outbox:
     """Log records and events on their way to the server; one for the daemon's life.
 
     `flush_once` is the step the daemon's loop repeats every `interval` seconds; `max_message` is the most bytes
     one record may have (PROTOCOL 2.9), `enabled` the user's PREFECT_LOGGING_TO_API_ENABLED. `redact` masks
-    secrets: what is in a run's log on the server is there for everybody.
+    secrets: what is in a run's log on the server is there for everybody. `calm`: nothing is in flight. `hold`: for how
+    many seconds the server had better be left alone. `monotonic` is a clock in seconds.
     """
 
     def __init__(
@@ -69,6 +83,9 @@ class Outbox:
         enabled: bool = True,
         max_message: int = 1_000_000,
         interval: float = 2.0,
+        calm: Callable[[], bool] = lambda: True,
+        hold: Callable[[], float] = lambda: 0.0,
+        monotonic: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._client = client
         self._now = now
@@ -78,7 +95,10 @@ class Outbox:
         self._interval = interval
         self._records: deque[LogRecord] = deque()
         self._events: deque[WorkerEvent] = deque()
-        self._labels: deque[tuple[UUID, Mapping[str, str]]] = deque()
+        self._calm = calm
+        self._hold = hold
+        self._monotonic = monotonic
+        self._labels: deque[_Label] = deque()
         self._log = structlog.get_logger()
         self._degraded = False
         self._sending = anyio.Lock()
@@ -125,13 +145,15 @@ class Outbox:
     def label(self, flow_run_id: UUID, labels: Mapping[str, str]) -> None:
         """Queue labels to be merged into those of a run (PROTOCOL 2.8)."""
         self._make_room(self._labels, "labels")
-        self._labels.append((flow_run_id, dict(labels)))
+        self._labels.append(_Label(flow_run_id, dict(labels), self._monotonic()))
 
-    async def flush_once(self) -> float:
-        """Send what is waiting; returns the seconds until the next look.
+    async def flush_once(self, *, last: bool = False) -> float:
+        """Send what is waiting; returns the seconds until the next look. `last`: there will be no other time.
 
         A batch the server does not take is dropped, with one warning per spell.
         """
+        if self._hold() and not last:
+            return _HELD_INTERVAL
         async with self._sending:
             while self._records:
                 batch = self._next_batch()
@@ -141,12 +163,14 @@ class Outbox:
                 await self._deliver(
                     "events", len(events), lambda events=events: self._client.create_events(events)
                 )
-            while self._labels:
-                flow_run_id, labels = self._labels.popleft()
-                await self._deliver(
-                    "labels", 1, partial(self._client.update_flow_run_labels, flow_run_id, labels)
-                )
+            while self._labels and (last or self._time_for(self._labels[0])):
+                label = self._labels.popleft()
+                send = partial(self._client.update_flow_run_labels, label.flow_run_id, label.labels)
+                await self._deliver("labels", 1, send)
         return self._interval
+
+    def _time_for(self, label: "_Label") -> bool:
+        return self._calm() or self._monotonic() - label.since >= _LABELS_PATIENCE
 
     def _next_batch(self) -> list[LogRecord]:
         """The oldest records, as many as one call should carry: at least one."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
@@ -29,13 +29,14 @@ from worker.runs.job_variables import (
 from worker.runs.launch_spec import (
     CommandError,
     ControlAddress,
+    EnvironmentLayers,
     attribution,
     child_environment,
+    environment_layers,
     launch_spec,
     protected_environment,
 )
 from worker.runs.together import together
-from worker.runs.work_pool import WorkPoolKeeper
 from worker.runs.worker_events import Subject
 
 
@@ -49,19 +50,43 @@ class DeploymentGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that launching and reporting one attempt need."""
+    """All that launching and reporting one attempt need, and what it was made of.
+
+    `inputs` and `layers` are what explains it: what the job was resolved from, and what `spec.env` was laid
+    together from.
+    """
 
     spec: LaunchSpec
     job: JobConfiguration
+    inputs: Inputs
+    layers: EnvironmentLayers
     flow: Flow | None
     deployment: Deployment | None
     work_pool: WorkPool
+
+    def names(self) -> dict[str, str]:
+        """What it is an attempt of, for every log event of the execution from here on."""
+        named = {"deployment": self.deployment, "flow": self.flow}
+        return {key: known.name for key, known in named.items() if known is not None}
 
     def subject(self, flow_run: FlowRun) -> Subject:
         """What the run's events relate to."""
         return Subject(
             flow_run=flow_run, flow=self.flow, deployment=self.deployment, work_pool=self.work_pool
         )
+
+
+class PoolSource(Protocol):
+    """The pool that a run is in, as it is now."""
+
+    @property
+    def worker_id(self) -> str | None:
+        """The id of this worker, where the server tells one."""
+        ...
+
+    async def read(self) -> WorkPool:
+        """Read the pool."""
+        ...
 
 
 class Preparation:
@@ -76,7 +101,7 @@ class Preparation:
         self,
         *,
         client: PrefectClient,
-        pool: WorkPoolKeeper,
+        pool: PoolSource,
         mode: JobVariablesMode,
         python: str,
         worker_name: str,
@@ -97,13 +122,15 @@ class Preparation:
         self._flows: dict[UUID, Flow] = {}
         self._log = structlog.get_logger()
 
-    async def prepare(self, flow_run: FlowRun, *, control: ControlAddress, fresh_directory: Path) -> Prepared:
-        """Resolve one claimed run; raises Unpreparable or DeploymentGone."""
+    async def prepare(
+        self, flow_run: FlowRun, *, control: ControlAddress | None, fresh_directory: Path
+    ) -> Prepared:
+        """Resolve one run; raises Unpreparable or DeploymentGone."""
         deployment, flow, pool = await together(
             partial(self._deployment, flow_run), partial(self._flow, flow_run), self._pool.read
         )
-        job = await self._resolve(flow_run, flow, deployment, pool)
-        environment = child_environment(
+        inputs, job = await self._resolve(flow_run, flow, deployment, pool)
+        layers = environment_layers(
             worker_environment=self._worker_environment,
             settings=self._settings,
             attributed=attribution(
@@ -119,11 +146,22 @@ class Preparation:
         )
         try:
             spec = launch_spec(
-                job, python=self._python, environment=environment, fresh_directory=fresh_directory
+                job,
+                python=self._python,
+                environment=child_environment(layers),
+                fresh_directory=fresh_directory,
             )
         except CommandError as error:
             raise Unpreparable(submission_failure(error)) from error
-        return Prepared(spec=spec, job=job, flow=flow, deployment=deployment, work_pool=pool)
+        return Prepared(
+            spec=spec,
+            job=job,
+            inputs=inputs,
+            layers=layers,
+            flow=flow,
+            deployment=deployment,
+            work_pool=pool,
+        )
 
     async def _deployment(self, flow_run: FlowRun) -> Deployment | None:
         if flow_run.deployment_id is None:
@@ -147,7 +185,7 @@ class Preparation:
 
     async def _resolve(
         self, flow_run: FlowRun, flow: Flow | None, deployment: Deployment | None, pool: WorkPool
-    ) -> JobConfiguration:
+    ) -> tuple[Inputs, JobConfiguration]:
         try:
             inputs = Inputs(
                 base_job_template=pool.base_job_template or {},
@@ -156,7 +194,8 @@ class Preparation:
                 process_env=self._worker_environment,
                 context={"flow": flow.raw if flow else {}, "flow_run": flow_run.raw},
             )
-            return await resolve(inputs, ApiReferences(client=self._client, hide=self._hide), self._mode)
+            references = ApiReferences(client=self._client, hide=self._hide)
+            return inputs, await resolve(inputs, references, self._mode)
         except (JobVariablesError, automations.AutomationTemplateError, ApiError) as error:
             raise Unpreparable(submission_failure(error)) from error
 

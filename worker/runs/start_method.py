@@ -7,24 +7,32 @@ nothing is lost by it but time.
 
 import os
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
+
 from worker.processes.forkserver import ForkServer
 from worker.processes.held import Held, NotWarm
-from worker.processes.launch_problems import LARGEST_STRING, LaunchSpec
+from worker.processes.launch_problems import LARGEST_STRING, LaunchError, LaunchSpec, find_problem, size
 from worker.processes.launcher import Launcher
 from worker.processes.process import ProcessHandle
 from worker.processes.process_table import Marker
+from worker.runs.claims import Standing
+from worker.runs.launch_spec import child_environment, environment_layers
 
 # What the interpreter, the dynamic loader, the C library and libraries read once, before any code of ours runs.
 _READ_ONCE = re.compile(
     r"PYTHON\w*|LD_\w+|DYLD_\w+|LC_\w+|LANG|LANGUAGE|LOCPATH|HOME|GLIBC_TUNABLES|MALLOC_\w+|JE_MALLOC_CONF"
     r"|OPENSSL_\w+|SSLKEYLOGFILE|COVERAGE_PROCESS_START|(OMP|MKL|OPENBLAS|NUMEXPR|VECLIB|BLIS|GOTO)_\w+"
 )
+# How many bytes the system takes as command and environment (sysconf(3)).
+LARGEST = os.sysconf("SC_ARG_MAX")
+# How long the run's state is believed while its process is prepared, in seconds.
+LONGEST_SINCE_LOOK = 1.0
 _INSTALLERS = re.compile(r"\b(pip3?|uv|poetry|conda|mamba|pdm|pipenv|easy_install)\b", re.IGNORECASE)
 
 
@@ -37,6 +45,32 @@ class StartMethod(StrEnum):
     """A fresh interpreter."""
 
 
+def why_never_warm(chosen: StartMethod, *, subreaper: bool) -> str | None:
+    """Why no run of a daemon is started warm; None when there is to be a fork server.
+
+    `subreaper`: orphaned descendants become the daemon's children.
+    """
+    if chosen is StartMethod.COLD:
+        return "the start method is cold"
+    return None if subreaper else "this system cannot hand an orphaned process to the daemon"
+
+
+def forkserver_environment(
+    *, worker_environment: Mapping[str, str], settings: Mapping[str, str]
+) -> dict[str, str]:
+    """What a fork server's process gets: a run's environment, less all that comes from the run."""
+    return child_environment(
+        environment_layers(
+            worker_environment=worker_environment,
+            settings=settings,
+            attributed={},
+            job={},
+            protected={},
+            command_configured=False,
+        )
+    )
+
+
 def eligible_for_warm_start(
     *,
     spec: LaunchSpec,
@@ -44,10 +78,12 @@ def eligible_for_warm_start(
     pull_steps: Any,
     python: str,
     environment: Mapping[str, str],
+    largest: int = LARGEST,
 ) -> str | None:
     """Why the run has to be started cold; None when it may be started warm.
 
-    `python` and `environment` are the fork server's. Variables count that are read before any code of ours runs: a
+    `python` and `environment` are the fork server's. `largest` is how many bytes the system takes as command and
+    environment. Variables count that are read before any code of ours runs: a
     forked process can not make up for them.
     """
     if command_configured:
@@ -64,6 +100,8 @@ def eligible_for_warm_start(
     if any(len(os.fsencode(f"{name}={value}")) >= LARGEST_STRING for name, value in spec.env.items()):
         # A flow that could not be started cold is not started warm.
         return "one of its variables is longer than the system takes"
+    if size(spec) >= largest:
+        return "its environment is larger than the system takes"
     step = installing_step(pull_steps)
     return None if step is None else f"its pull step {step} may install packages"
 
@@ -117,7 +155,7 @@ class Ready:
 class Starter:
     """Prepares starts; one for the daemon's life. Without a fork server every start is cold."""
 
-    def __init__(self, *, launcher: Launcher, forkserver: ForkServer | None, why_cold: str) -> None:
+    def __init__(self, *, launcher: Launcher, forkserver: ForkServer | None, why_cold: str | None) -> None:
         self._launcher = launcher
         self._forkserver = forkserver
         self._why_cold = why_cold
@@ -130,6 +168,8 @@ class Starter:
 
         What was prepared and not launched is gone when this is left.
         """
+        if problem := find_problem(spec):
+            raise LaunchError(problem)
         server, held = self._forkserver, None
         reason = self._why_cold
         if server is not None:
@@ -151,3 +191,31 @@ class Starter:
                 return self._launcher.launch(spec, output=output, marker=marker)
 
             yield Ready(held=held, reason=reason, cold=cold)
+
+
+async def while_looking(
+    stack: AsyncExitStack, start: AbstractAsyncContextManager[Ready], look: Callable[[], Awaitable[Standing]]
+) -> tuple[Standing, Ready | LaunchError]:
+    """Enter `start` on `stack`, and look at the run meanwhile: how it stands, and what is ready, or why nothing can be.
+
+    What was seen counts for a moment only: when preparing has taken longer, the run is looked at again.
+    """
+    standing, seen = Standing.UNKNOWN, 0.0
+    outcome: Ready | Exception = LaunchError("nothing was prepared")
+
+    async def see() -> None:
+        nonlocal standing, seen
+        standing = await look()
+        seen = anyio.current_time()
+
+    async with anyio.create_task_group() as looking:
+        looking.start_soon(see)
+        try:
+            outcome = await stack.enter_async_context(start)
+        except Exception as error:  # noqa: BLE001 - raised again below, and not in a group
+            outcome = error
+    if anyio.current_time() - seen > LONGEST_SINCE_LOOK:
+        await see()
+    if isinstance(outcome, Exception) and not isinstance(outcome, LaunchError):
+        raise outcome
+    return standing, outcome

@@ -31,6 +31,9 @@ from worker.runs.stopping import Stop
 from worker.runs.worker_events import Subject
 from worker.runs.workspace import Workspace
 
+# How long a process has to live for its pid to be noted on the server, in seconds. One more write while runs begin and end
+# costs an SQLite server more than the pid of a process that is gone tells anybody.
+NOTE_AFTER = 2.0
 # How long a run that has ended waits for its pid to get through, in seconds.
 NOTE_GRACE = 2.0
 # How long an engine that listens may take to answer; on a busy machine its thread gets its turn late.
@@ -75,6 +78,7 @@ class Supervision:
         self._log = structlog.get_logger()
         self._run_log = RunLog(launched.flow_run.id, services.outbox)
         self._intent = Intent.NONE
+        self._noting = False
         self._infrastructure_pid: str | None = None
 
     async def until_exit(self) -> Ended:
@@ -92,7 +96,10 @@ class Supervision:
                 watching.start_soon(self._watch_end)
                 await self._launched.handle.wait()
                 watching.cancel_scope.cancel()
-            noting.deadline = anyio.current_time() + NOTE_GRACE
+            if self._noting:
+                noting.deadline = anyio.current_time() + NOTE_GRACE
+            else:
+                noting.cancel()
             await self._sweep()
             done.set()
         return self._ended(await self._launched.handle.wait())
@@ -135,18 +142,20 @@ class Supervision:
     async def _note_pid(self, scope: anyio.CancelScope) -> None:
         """Tell the server where the process is (PROTOCOL 2.7).
 
-        It is information only, so the run's end does not wait for it for long: `scope` is given a deadline then.
+        It is information only, so it is not done for a process that is gone soon, and the run's end does not wait for it
+        for long: `scope` is given a deadline then.
         """
         run = self._launched.flow_run
         pid = self._launched.infrastructure_pid
         with scope:
             try:
+                await anyio.sleep(NOTE_AFTER)
+                self._noting = True
                 await self._services.client.update_flow_run(run.id, infrastructure_pid=pid)
             except ApiError as error:
                 self._log.warning("flow_run.pid_not_noted", reason=str(error))
                 return
             self._infrastructure_pid = pid
-            self._run_log.info(f"Flow run '{run.name}' submitted to infrastructure")
 
     async def _forward_output(self, done: anyio.Event) -> None:
         workspace = self._launched.workspace
@@ -193,9 +202,13 @@ class Supervision:
         seconds = in_flight.started(run.id, connected=connected, engine=engine)
         if seconds is None:
             return
-        self._log.debug("flow_run.starting_over", connected=connected, seconds=round(seconds, 3))
+        self._log.debug("flow_run.started", connected=connected, seconds=round(seconds, 3))
         if connected:
             self._services.leads.measured(run.deployment_id, seconds)
+        elif engine:
+            # Slow and not silent, if it does connect: the next engine is to be given its time.
+            await self._services.control.wait_connected(token)
+            in_flight.engine_connected()
 
     async def _watch_end(self) -> None:
         """Hand the slot on once the run's end is known, from its engine or the server: the process takes another second.

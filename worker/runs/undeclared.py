@@ -1,14 +1,15 @@
 """Job variables that a work pool's template has no use for.
 
-Owns the rule of the `layered` mode for them: which become environment variables, and what is said
-about the others. `stock` drops them all without a word. It deliberately merges nothing.
+Owns the rule of the `layered` mode for undeclared ones: which become environment variables, and what
+is said about the others; `stock` drops them all without a word. Declared ones that the template does not
+look at have no effect in either mode. It deliberately merges nothing.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,10 +21,20 @@ _ENVIRONMENT_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
+class Ignored:
+    """A variable that has no effect, the layers that set it, and why it has none."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Undeclared:
-    """The undeclared variables of a run: those promoted to env, by layer, and a line for each other."""
+    """The undeclared variables of a run: those promoted to env, by layer, and the others with a line for each."""
 
     promoted: Mapping[Layer, Variables]
+    ignored: tuple[Ignored, ...]
     notes: tuple[str, ...]
 
 
@@ -37,7 +48,7 @@ def find_undeclared(template: JobTemplate, layers: Mapping[Layer, Variables]) ->
     for layer, variables in layers.items():
         values: dict[str, Any] = {}
         for name, traced in variables.items():
-            if (split_path(name)[0] if is_dotted(name) else name) in known:
+            if _root(name) in known:
                 continue
             reason = _reason_to_ignore(name, traced.value, env_is_used=ENV in used)
             if reason is None:
@@ -47,10 +58,36 @@ def find_undeclared(template: JobTemplate, layers: Mapping[Layer, Variables]) ->
                 reasons[name] = reason
         if values:
             promoted[layer] = {ENV: Traced.on(Origin(Layer.UNDECLARED, on=layer), values)}
-    return Undeclared(
-        promoted,
-        tuple(_note(name, on, reasons[name], template.declared) for name, on in ignored.items()),
+    lost = tuple(Ignored(name, tuple(on), reasons[name]) for name, on in ignored.items())
+    return Undeclared(promoted, lost, tuple(_note(one, template.declared) for one in lost))
+
+
+def find_unused(template: JobTemplate, layers: Mapping[Layer, Variables]) -> tuple[Ignored, ...]:
+    """Give the declared variables that filling the template does not look at; `layers` set some of them in vain."""
+    used = _used(template, layers)
+    reason = "the template declares it, and its job_configuration does not use it"
+    return tuple(
+        Ignored(
+            name,
+            tuple(
+                layer
+                for layer, variables in layers.items()
+                if any(_root(given) == name for given in variables)
+            ),
+            reason,
+        )
+        for name in template.declared
+        if name not in used
     )
+
+
+def nearest(name: str, declared: Sequence[str]) -> str | None:
+    """Give the declared name that a variable's name is most like, if it is like any."""
+    return next(iter(difflib.get_close_matches(_root(name).lower(), declared, n=1)), None)
+
+
+def _root(name: str) -> str:
+    return split_path(name)[0] if is_dotted(name) else name
 
 
 def _used(template: JobTemplate, layers: Mapping[Layer, Variables]) -> set[str]:
@@ -85,10 +122,9 @@ def _reason_to_ignore(name: str, value: Any, *, env_is_used: bool) -> str | None
     return None
 
 
-def _note(name: str, layers: list[Layer], reason: str, declared: tuple[str, ...]) -> str:
-    root = split_path(name)[0] if is_dotted(name) else name
-    on = " and ".join(layers)
+def _note(ignored: Ignored, declared: tuple[str, ...]) -> str:
+    on = " and ".join(ignored.layers)
     offer = f"The work pool declares: {', '.join(declared)}." if declared else "The work pool declares none."
-    close = difflib.get_close_matches(root.lower(), declared, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"Job variable {name!r} ({on}) is ignored: {reason}. {offer}{hint}"
+    close = nearest(ignored.name, declared)
+    hint = f" Did you mean {close!r}?" if close else ""
+    return f"Job variable {ignored.name!r} ({on}) is ignored: {ignored.reason}. {offer}{hint}"

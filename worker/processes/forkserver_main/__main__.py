@@ -124,6 +124,8 @@ class FlowProcess:
             os.chdir(self.request["directory"])
         except OSError as error:
             self._give_up(failed=error.errno, step="directory")
+        except ValueError as error:
+            self._give_up(refused=f"its directory cannot be entered: {error}")
         try:
             warmth.enter(env=self.request["environment"])
         except Exception as error:  # noqa: BLE001 - a cold start will say it to the run's owner
@@ -183,7 +185,10 @@ def handle(stream: socket.socket, output: int, warmth: Warmth) -> FlowProcess | 
     if stale is not None:
         answer(stream, stale=stale)
         return None
-    refusal = warmth.refusal(directory=request["directory"], env=request["environment"])
+    try:
+        refusal = warmth.refusal(directory=request["directory"], env=request["environment"])
+    except Exception as error:  # noqa: BLE001 - one run's peculiarities do not end the fork server
+        refusal = f"it cannot be judged: {type(error).__name__}: {error}"
     if refusal is not None:
         answer(stream, refused=refusal)
         return None

@@ -1,0 +1,155 @@
+"""What README and docs tell people to type exists: commands, flags, targets, settings, files and headings."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from tests.support.docs import ROOT, Page, pages, simple_commands
+from worker import cli
+from worker.settings_catalogue import CATALOGUE
+
+PAGES = pages()
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+# Flags of other programs that the pages name on their own.
+FOREIGN_FLAGS = {
+    "--build-arg": "docker",
+    "--format": "podman",
+    "--init": "docker",
+    "--job-variable": "prefect",
+    "--lf": "pytest",
+    "--project": "uv",
+    "--quick": "make bench",
+    "--secret": "docker",
+    "--stop-timeout": "docker",
+}
+# Variables of Prefect's that are no settings: made for one run, or read before there are settings.
+VARIABLES = re.compile(r"PREFECT__\w+|PREFECT_(UNIT_)?TEST_MODE|HEADRACE_EXECUTION_ID")
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
+    """Give a command line to the real parser; the exit code of doing so, without doing what it says."""
+
+    def nothing(_arguments: object) -> int:
+        return 0
+
+    monkeypatch.setattr(cli, "_run", nothing)
+
+    def parsed(words: list[str]) -> int:
+        with pytest.raises(SystemExit) as left:
+            cli.main(words)
+        return left.value.code if isinstance(left.value.code, int) else 1
+
+    return parsed
+
+
+@pytest.fixture
+def help_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def text(*words: str) -> str:
+        with suppress(SystemExit):
+            cli.main([*words, "--help"])
+        return capsys.readouterr().out
+
+    return text
+
+
+def flags(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+def subcommands(text: str) -> set[str]:
+    return set(re.findall(r"^ {4}([a-z]+) ", text, re.MULTILINE))
+
+
+def headrace_commands(page: Page) -> Iterator[list[str]]:
+    """The arguments of each `headrace` in the page's shell blocks, those given to a container of it included."""
+    for command in page.commands():
+        if command[0] == "headrace":
+            yield command[1:]
+        elif command[:2] == ["docker", "run"] and "headrace" in command:
+            arguments = command[command.index("headrace") + 1 :]
+            if arguments:
+                yield arguments
+
+
+@EVERY_PAGE
+def test_every_command_is_understood(page: Page, parse: Callable[[list[str]], int]) -> None:
+    refused = [words for words in headrace_commands(page) if parse(words) != 0]
+    assert not refused
+
+
+def test_there_are_commands_to_look_at() -> None:
+    assert sum(1 for page in PAGES for _ in headrace_commands(page)) >= 5
+
+
+@EVERY_PAGE
+def test_every_command_in_a_sentence_exists(page: Page, help_of: Callable[..., str]) -> None:
+    known = subcommands(help_of())
+    assert {"start", "explain"} <= known
+    for code in page.code():
+        if match := re.match(r"headrace ([a-z]+)\b", code):
+            assert match[1] in known, code
+            assert flags(code) <= flags(help_of(match[1])), code
+
+
+@EVERY_PAGE
+def test_every_flag_in_a_sentence_exists(page: Page, help_of: Callable[..., str]) -> None:
+    known = flags(help_of()).union(*(flags(help_of(command)) for command in subcommands(help_of())))
+    named = {flag for code in page.code() if code.startswith("--") for flag in flags(code)}
+    assert not named - known - FOREIGN_FLAGS.keys()
+
+
+@EVERY_PAGE
+def test_every_make_target_exists(page: Page) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE))
+    in_sentences = [words for code in page.code() for words in simple_commands(code.replace("…", "x"))]
+    for words in [*page.commands(), *in_sentences]:
+        if words[0] == "make":
+            given = {word.partition("=")[0] for word in words[1:] if "=" in word}
+            assert {word for word in words[1:] if "=" not in word} <= targets, words
+            assert given <= variables, words
+
+
+@EVERY_PAGE
+def test_every_link_leads_somewhere(page: Page) -> None:
+    for target in page.links():
+        file, _, fragment = target.partition("#")
+        found = page.path.parent / file if file else page.path
+        assert found.exists(), target
+        if fragment:
+            assert fragment in Page(found).anchors(), target
+
+
+@EVERY_PAGE
+def test_every_setting_exists(page: Page) -> None:
+    known = set(CATALOGUE.by_name)
+    unknown = {
+        name
+        for name in page.settings()
+        if not VARIABLES.fullmatch(name)
+        and not (name.endswith("*") and any(one.startswith(name[:-1]) for one in known))
+        and name not in known
+    }
+    assert not unknown
+
+
+def test_every_flag_of_start_is_documented(help_of: Callable[..., str]) -> None:
+    """Those of headrace's own; the others are Prefect's, and documented there."""
+    ours = flags(help_of("start").partition("of headrace's own")[2])
+    text = "".join(page.text for page in PAGES)
+    assert not {flag for flag in ours if not flag.startswith("--no-")} - flags(text)
+
+
+def test_every_setting_of_ours_is_documented() -> None:
+    text = "".join(page.text for page in PAGES)
+    assert not {name for name in CATALOGUE.by_name if name.startswith("HEADRACE_") and name not in text}
+
+
+def test_taking_a_line_apart() -> None:
+    line = "A=1 headrace start -p x && make demo KEEP=1  # a comment"
+    assert list(simple_commands(line)) == [["headrace", "start", "-p", "x"], ["make", "demo", "KEEP=1"]]
