@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from worker import __version__, explain_flags
+from worker import __version__
 from worker.commands.flags import COMMANDS, add_commands
+from worker.explain import flags as explain_flags
 from worker.lean_imports import lean_imports
 
 EXIT_CONFIGURATION = 1
@@ -243,10 +244,10 @@ def _seconds(text: str) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     if arguments.input is None:
         with lean_imports():
-            from worker.explain_command import explain_objects  # noqa: PLC0415 - not needed to start
+            from worker.explain.command import explain_objects  # noqa: PLC0415 - not needed to start
 
         return explain_objects(arguments, stdout=sys.stdout, stderr=sys.stderr)
-    from worker.explain import explain_file  # noqa: PLC0415 - not needed to start
+    from worker.explain.offline import explain_file  # noqa: PLC0415 - not needed to start
     from worker.runs.job_variables import JobVariablesMode  # noqa: PLC0415 - same
 
     chosen = arguments.job_variables or os.environ.get("HEADRACE_JOB_VARIABLES") or "layered"

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 
 from tests.support.job_variable_inputs import BLOCKS_BY_ID, DOTTED, NAMES, Case, cases
-from worker.explain_input import FileReferences
+from worker.explain.input import FileReferences
 from worker.runs.base_job_template import DEFAULT_BASE_JOB_TEMPLATE
 from worker.runs.job_variables import Inputs, JobVariablesError, JobVariablesMode, resolve
 

@@ -13,7 +13,7 @@ from tests.support.api import Json, PrefectApi
 from tests.support.explaining import Explained, explain
 from tests.support.project import Project
 from tests.support.server import PrefectServer, free_port
-from worker.explain_command import parse_job_variables
+from worker.explain.command import parse_job_variables
 
 SECRET = "open-sesame-c0de"
 ExplainHere = Callable[..., Explained]

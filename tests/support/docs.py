@@ -40,7 +40,9 @@ class Page:
         for language, block in _FENCE.findall(self.text):
             if language in _SHELL:
                 for line in block.replace("\\\n", " ").splitlines():
-                    yield from simple_commands(line)
+                    # In a console's block the other lines are what was printed.
+                    if language != "console" or line.startswith("$ "):
+                        yield from simple_commands(line)
 
     def code(self) -> list[str]:
         """What stands between single backticks."""
@@ -67,7 +69,7 @@ def pages() -> list[Page]:
 
 def simple_commands(line: str) -> Iterator[list[str]]:
     """The commands of one line, without assignments before them, prompts, comments and redirections."""
-    words = shlex.split(line.removeprefix("$ "), comments=True)
+    words = shlex.split(re.sub(r"\s\d?>\s*\S+", "", line.removeprefix("$ ")), comments=True)
     command: list[str] = []
     for word in [*words, ";"]:
         if word in _SEPARATORS:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import anyio
 
-from worker.explain_input import FileReferences
+from worker.explain.input import FileReferences
 from worker.runs.base_job_template import DEFAULT_BASE_JOB_TEMPLATE
 from worker.runs.job_variables import (
     Inputs,

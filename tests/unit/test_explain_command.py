@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.canned import CannedServer
 from worker.api.transport import Patience
-from worker.explain_command import EXIT_USAGE, UsageError, explain_objects, parse_job_variables
-from worker.explain_server import Explainer, Here
-from worker.explain_subject import Kind, NoSuchSubject, Question
+from worker.explain.command import EXIT_USAGE, UsageError, explain_objects, parse_job_variables
+from worker.explain.server import Explainer, Here
+from worker.explain.subject import Kind, NoSuchSubject, Question
 from worker.runs.job_variables import JobVariablesMode
 
 FLOW, DEPLOYMENT, RUN = (str(uuid4()) for _ in range(3))

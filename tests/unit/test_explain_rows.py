@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.job_variable_resolving import default_with, inputs_of, resolved
-from worker.explain_rows import Row, environment_rows, job_rows, label_rows
+from worker.explain.rows import Row, environment_rows, job_rows, label_rows
 from worker.runs.launch_spec import environment_layers
 
 

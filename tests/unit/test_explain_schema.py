@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.job_variable_resolving import inputs_of
-from worker.explain_schema import refusal, still_required
+from worker.explain.schema import refusal, still_required
 
 PROPERTIES: dict[str, Any] = {
     "image": {"type": "string"},

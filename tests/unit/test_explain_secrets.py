@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from worker.explain_secrets import HIDDEN, MASK, Discretion, is_secret
+from worker.explain.secrets import HIDDEN, MASK, Discretion, is_secret
 from worker.log import Redactor
 from worker.runs.job_variables import Layer, Provenance
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.job_variable_resolving import LAYERED, STOCK, default_with, inputs_of
-from worker.explain_strays import undeclared, unused
+from worker.explain.strays import undeclared, unused
 from worker.runs.job_variables import JobVariablesMode
 
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from worker.explain_table import one_line, printable, table, terminal_width
+from worker.explain.table import one_line, printable, table, terminal_width
 
 ROWS = [("KEY", "VALUE", "LAYER"), ("env.A", "x" * 60, "deployment"), ("env.LONG_NAME", "y", "flow run")]
 

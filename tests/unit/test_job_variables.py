@@ -14,7 +14,7 @@ from tests.support.job_variable_resolving import (
     references_of,
     resolved,
 )
-from worker.explain_input import FileReferences
+from worker.explain.input import FileReferences
 from worker.runs.job_variables import Inputs, JobVariablesError, JobVariablesMode, Layer, Provenance, resolve
 
 LAYERED_DIFFERS: Final[dict[str, dict[str, Any]]] = {

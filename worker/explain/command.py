@@ -1,7 +1,7 @@
 """`headrace explain`, from its flags to its exit code.
 
 Owns the choice between a file and the server, what is read from the flags, and the sentences for what went
-wrong on the way. What is told is `explain`'s (of a file) and `explain_server`'s.
+wrong on the way. What is told is `offline`'s (of a file) and `server`'s.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, Misconfigured, NotAnApi, Unauthorized
 from worker.api.transport import Patience
 from worker.configuration import ConfigurationError, default_name, read_settings, secrets_of
-from worker.explain_diff import diff_as_json, diff_as_text
-from worker.explain_report import Report, as_text, report_as_json
-from worker.explain_secrets import Discretion
-from worker.explain_server import Explainer, Here
-from worker.explain_subject import Kind, NoSuchSubject, Question
-from worker.explain_table import printable, terminal_width
+from worker.explain.diff import diff_as_json, diff_as_text
+from worker.explain.report import Report, as_text, report_as_json
+from worker.explain.secrets import Discretion
+from worker.explain.server import Explainer, Here
+from worker.explain.subject import Kind, NoSuchSubject, Question
+from worker.explain.table import printable, terminal_width
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.launch_foresight import foresee
 from worker.processes.launch_problems import LaunchSpec

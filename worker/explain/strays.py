@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from worker.explain_report import Stray
+from worker.explain.report import Stray
 from worker.runs.job_template import JobTemplate, read_template
 from worker.runs.job_variables import Inputs, JobVariablesMode, Layer
 from worker.runs.layers import ENV, Variables, on_layer

@@ -1,6 +1,6 @@
 """What `headrace explain` has found out about one run, and its two forms of output.
 
-Owns the report's shape as JSON and as text; what is hidden is `explain_secrets`' decision, made here for
+Owns the report's shape as JSON and as text; what is hidden is `secrets`' decision, made here for
 each value at the moment it is written.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from worker.explain_rows import Row
-from worker.explain_secrets import Discretion, is_secret
-from worker.explain_table import one_line, table
+from worker.explain.rows import Row
+from worker.explain.secrets import Discretion, is_secret
+from worker.explain.table import one_line, table
 from worker.runs.job_variables import Layer, Provenance
 
 FRESH_DIRECTORY = "(a fresh directory, removed afterwards)"

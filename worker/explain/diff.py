@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from worker.explain_report import FRESH_DIRECTORY, Report, secret, shown_text, title
-from worker.explain_rows import Row
-from worker.explain_secrets import Discretion
-from worker.explain_table import one_line, table
+from worker.explain.report import FRESH_DIRECTORY, Report, secret, shown_text, title
+from worker.explain.rows import Row
+from worker.explain.secrets import Discretion
+from worker.explain.table import one_line, table
 
 ABSENT = "-"
 

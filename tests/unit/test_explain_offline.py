@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from worker.explain import EXIT_OK, EXIT_UNREADABLE, EXIT_UNRESOLVED, explain_file
+from worker.explain.offline import EXIT_OK, EXIT_UNREADABLE, EXIT_UNRESOLVED, explain_file
 from worker.runs.job_variables import JobVariablesMode
 
 CORPUS = Path(__file__).parent.parent / "conformance" / "job_variable_cases.json"
@@ -281,7 +281,7 @@ def test_a_name_nested_too_deeply_to_print_is_an_error_too(write: Any) -> None:
 
 
 def test_it_needs_neither_prefect_nor_a_client_to_talk_to_one() -> None:
-    code = "import sys, worker.explain; print(sorted({'prefect', 'httpx', 'pydantic'} & set(sys.modules)))"
+    code = "import sys, worker.explain.offline; print(sorted({'prefect', 'httpx', 'pydantic'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=CORPUS.parents[2]
     )

@@ -1,7 +1,7 @@
 """`headrace explain --input FILE`: job variables resolved from a file, with where each value comes from.
 
 Owns the two forms of output and the exit code. It deliberately needs no server and no prefect, and leaves
-the file's shape to `worker.explain_input` and every rule of resolving to `worker.runs.job_variables`.
+the file's shape to `worker.explain.input` and every rule of resolving to `worker.runs.job_variables`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Final, TextIO
 
 import anyio
 
-from worker.explain_input import Entry, InputError, Unreadable, read_items
-from worker.explain_secrets import Discretion, is_secret
-from worker.explain_table import one_line, printable, table, terminal_width
+from worker.explain.input import Entry, InputError, Unreadable, read_items
+from worker.explain.secrets import Discretion, is_secret
+from worker.explain.table import one_line, printable, table, terminal_width
 from worker.runs.job_variables import (
     JobConfiguration,
     JobVariablesError,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from worker.explain_table import one_line
+from worker.explain.table import one_line
 from worker.runs.job_variables import Inputs, ReferenceNotFound
 from worker.runs.job_variables_error import JobVariablesError, json_type
 from worker.runs.placeholders import is_list, is_object

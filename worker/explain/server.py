@@ -15,11 +15,11 @@ from worker.api.client import PrefectClient
 from worker.api.errors import NotFound
 from worker.api.models import WorkPool
 from worker.api.transport import Patience
-from worker.explain_report import Launch, Problem, Report
-from worker.explain_rows import environment_rows, job_rows, label_rows
-from worker.explain_schema import refusal, still_required
-from worker.explain_strays import undeclared, unused
-from worker.explain_subject import NEXT_RUN, UNKNOWN_ID, Kind, Question, Subject, find_subject
+from worker.explain.report import Launch, Problem, Report
+from worker.explain.rows import environment_rows, job_rows, label_rows
+from worker.explain.schema import refusal, still_required
+from worker.explain.strays import undeclared, unused
+from worker.explain.subject import NEXT_RUN, UNKNOWN_ID, Kind, Question, Subject, find_subject
 from worker.processes.launch_problems import LaunchSpec, find_problem
 from worker.processes.launcher import EXECUTION_ID
 from worker.runs.job_variables import JobVariablesError, JobVariablesMode
