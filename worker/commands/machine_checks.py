@@ -24,11 +24,11 @@ from worker.processes.evidence import describe_bytes
 from worker.processes.file_locks import lock_holder
 from worker.processes.forkserver import ForkServer, ForkServerError
 from worker.processes.interpreter import Interpreter, InterpreterError, inspect_interpreter
-from worker.processes.kernel import Limits
+from worker.processes.kernel import Limits, has_subreaper
 from worker.processes.launcher import Launcher
 from worker.runs.claim_gate import LEAST_FREE_BYTES
 from worker.runs.journal_reader import JournalUnreadable, read_journal
-from worker.runs.start_method import forkserver_environment
+from worker.runs.start_method import StartMethod, forkserver_environment, why_never_warm
 from worker.settings import Settings
 from worker.state_directory import StateDirectory
 
@@ -62,8 +62,9 @@ def judge_interpreter(found: Interpreter, server_version: str | None) -> Check:
 
 async def examine_fork_server(python: str, settings: Settings, environ: Mapping[str, str]) -> Check:
     """Whether a fork server can be started: one is, in a directory of its own, and ended when it is ready."""
-    if settings.headrace.start_method != "warm":
-        return ok("fork server", "not used: the start method is cold")
+    never = why_never_warm(StartMethod(settings.headrace.start_method), subreaper=has_subreaper())
+    if never is not None:
+        return ok("fork server", f"not used: {never}")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="headrace-") as directory:
         server = ForkServer(

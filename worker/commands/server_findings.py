@@ -17,6 +17,7 @@ from worker.settings import ApiSettings
 
 KNOWN_VERSION: Final = (3, 8)
 """The release whose behaviour this daemon was made after and is tested against."""
+NO_CREDENTIALS: Final = "none given"
 OLDEST_VERSION: Final = (3, 0)
 
 _WEEK: Final = 7 * 86400
@@ -45,8 +46,7 @@ def judge_tls(settings: ApiSettings, reached: Reached, *, now: float) -> Check:
     """Whether what is said to the server can be overheard, and for how much longer its certificate holds."""
     parts = urlsplit(settings.url or "")
     if parts.scheme != "https":
-        secret = bool(settings.secrets())
-        if secret and not is_loopback(parts.hostname or ""):
+        if credentials(settings) != NO_CREDENTIALS and not is_loopback(parts.hostname or ""):
             return warn(
                 "tls",
                 "not used, and credentials are sent to another machine",
@@ -118,7 +118,7 @@ def credentials(settings: ApiSettings) -> str:
         return "PREFECT_API_AUTH_STRING"
     if settings.key is not None:
         return "PREFECT_API_KEY"
-    return "from PREFECT_API_URL" if urlsplit(settings.url or "").username else "none given"
+    return "from PREFECT_API_URL" if urlsplit(settings.url or "").username else NO_CREDENTIALS
 
 
 def judge_csrf(wanted: bool | ApiError) -> Check:
