@@ -35,10 +35,16 @@ FIRST = DRAIN + PERIOD + PATIENCE
         pytest.param(Rounds(waiting_since=100), 103, FIRST - 3, id="still"),
         pytest.param(Rounds(waiting_since=100), 100 + FIRST, 0, id="it does not come"),
         pytest.param(Rounds(waiting_since=100), 500, 0, id="and is not awaited again"),
-        pytest.param(Rounds(began=100, last=100), 100, CALM, id="a round has begun"),
-        pytest.param(Rounds(began=100, last=101), 101.2, CALM - 0.2, id="it goes on"),
-        pytest.param(Rounds(began=100, last=101), 101 + CALM, 0, id="it is over"),
-        pytest.param(Rounds(began=100, last=104), 100 + LONGEST, 0, id="it does not end"),
+        pytest.param(Rounds(100, 100, 90), 100, CALM, id="a round has begun"),
+        pytest.param(Rounds(100, 101, 90), 101.2, CALM - 0.2, id="it goes on"),
+        pytest.param(Rounds(100, 101, 90), 101 + CALM, 0, id="it is over"),
+        pytest.param(
+            Rounds(100, 103.9, 90),
+            100 + LONGEST,
+            DRAIN + PATIENCE - 0.2,
+            id="it does not end: the next one is due",
+        ),
+        pytest.param(Rounds(began=100, last=100), 100, 0, id="few runs are marked: that is soon over"),
         pytest.param(Rounds(began=100, last=101), 104.5, 0, id="nobody waits for the next one"),
         pytest.param(Rounds(100, 101, 90), 102, 0, id="between two rounds"),
         pytest.param(
@@ -131,5 +137,9 @@ async def test_an_event_begins_a_round_and_a_lost_connection_does_not() -> None:
     bench = Bench()
     bench.marking.heard(None)
     assert bench.marking.pause() == 0
+    assert await bench.look(20, 16) > 0
+    bench.clock = FIRST - 1.0
+    bench.marking.heard(None)
+    assert bench.marking.pause() == pytest.approx(1.0), "still awaited"
     bench.marking.heard(uuid4())
     assert bench.marking.pause() == pytest.approx(CALM)

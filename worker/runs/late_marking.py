@@ -59,11 +59,11 @@ def heard(rounds: Rounds, *, now: float) -> Rounds:
 
 def hold(rounds: Rounds, *, now: float) -> float:
     """For how many seconds nothing should be begun; 0 when no round goes on, nor is expected."""
+    if rounds.waiting_since is None:
+        return 0.0
     going_on = min(rounds.last + CALM, rounds.began + LONGEST) - now
     if going_on > 0:
         return going_on
-    if rounds.waiting_since is None:
-        return 0.0
     since_round = now - rounds.began
     if since_round > MEMORY * PERIOD + PATIENCE:
         # The first one: it comes within a period, or they are not heard of at all.
