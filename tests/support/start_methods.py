@@ -253,7 +253,9 @@ def start_side(method: str, *, api: PrefectApi, start: StartWorker, directory: P
     directory.mkdir()
     pool = api.create_pool()
     worker = start(
-        pool=pool, args=("--limit", "2", "--start-method", method), env={"PREFECT_HOME": str(home)}
+        pool=pool,
+        args=("--limit", "2", "--start-method", method),
+        env={"PREFECT_HOME": str(home), "PREFECT_CLIENT_MAX_RETRIES": "12"},
     )
     if method == WARM:
         # On a slow machine the first runs would not wait for it, and start cold.

@@ -53,6 +53,49 @@ async def test_lines_arrive_in_order_and_in_batches() -> None:
     }
 
 
+async def test_labels_wait_until_nothing_is_in_flight_or_their_run_goes_on() -> None:
+    server = CannedServer()
+    runs = [uuid4() for _ in range(3)]
+    for run in runs:
+        server.on("PATCH", f"/flow_runs/{run}/labels", None, status=204)
+    calm, clock = False, 0.0
+
+    def sent() -> list[str]:
+        return [path for method, path, _ in server.received if method == "PATCH"]
+
+    async with server.client() as client:
+        box = Outbox(client=client, now=lambda: NOW, redact=str, calm=lambda: calm, monotonic=lambda: clock)
+        for run in runs:
+            box.label(run, {"a": "1"})
+        await box.flush_once()
+        assert sent() == []
+        box.hurry_labels(runs[1])
+        await box.flush_once()
+        assert sent() == [f"/flow_runs/{runs[1]}/labels"]
+        calm = True
+        await box.flush_once()
+        assert len(sent()) == 3
+        calm = False
+        box.label(runs[0], {"b": "2"})
+        await box.flush_once()
+        assert len(sent()) == 3
+        clock = 60.0
+        await box.flush_once()
+        assert len(sent()) == 4, "not for ever"
+
+
+async def test_nothing_is_sent_while_the_server_is_left_alone_but_for_the_last_time() -> None:
+    server = CannedServer()
+    server.on("POST", "/logs/", None, status=201)
+    async with server.client() as client:
+        box = Outbox(client=client, now=lambda: NOW, redact=str, hold=lambda: 1.0)
+        RunLog(RUN_ID, box).info("line")
+        assert 0 < await box.flush_once() < 1
+        assert not server.bodies("POST", "/logs/")
+        await box.flush_once(last=True)
+    assert len(server.bodies("POST", "/logs/")) == 1
+
+
 async def test_secrets_do_not_leave_for_the_server() -> None:
     server = CannedServer()
     server.on("POST", "/logs/", None, status=201)

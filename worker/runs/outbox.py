@@ -6,7 +6,7 @@ up a run: records wait in a bounded queue and go out in batches, and when the se
 are dropped with a warning. Flow output is not sent (the flow's own logger does that).
 
 Labels wait longest: a server on SQLite reads before it writes them and refuses every second one while runs begin and
-end, at the risk of standing still (docs/performance.md). They go out when nothing is in flight.
+end, at the risk of standing still (docs/performance.md). They go out when nothing is in flight, or when the run goes on.
 """
 
 from collections import deque
@@ -99,6 +99,7 @@ class Outbox:
         self._hold = hold
         self._monotonic = monotonic
         self._labels: deque[_Label] = deque()
+        self._urgent_labels: deque[_Label] = deque()
         self._log = structlog.get_logger()
         self._degraded = False
         self._sending = anyio.Lock()
@@ -147,6 +148,12 @@ class Outbox:
         self._make_room(self._labels, "labels")
         self._labels.append(_Label(flow_run_id, dict(labels), self._monotonic()))
 
+    def hurry_labels(self, flow_run_id: UUID) -> None:
+        """The labels of this run are to wait no longer."""
+        waiting, self._labels = self._labels, deque()
+        for label in waiting:
+            (self._urgent_labels if label.flow_run_id == flow_run_id else self._labels).append(label)
+
     async def flush_once(self, *, last: bool = False) -> float:
         """Send what is waiting; returns the seconds until the next look. `last`: there will be no other time.
 
@@ -163,8 +170,8 @@ class Outbox:
                 await self._deliver(
                     "events", len(events), lambda events=events: self._client.create_events(events)
                 )
-            while self._labels and (last or self._time_for(self._labels[0])):
-                label = self._labels.popleft()
+            while self._urgent_labels or (self._labels and (last or self._time_for(self._labels[0]))):
+                label = (self._urgent_labels or self._labels).popleft()
                 send = partial(self._client.update_flow_run_labels, label.flow_run_id, label.labels)
                 await self._deliver("labels", 1, send)
         return self._interval

@@ -8,7 +8,7 @@ more are skipped; which these are is `lateness`' judgement. When to ask, and how
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -41,11 +41,16 @@ RUN_ONCE_PAUSE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """What became of an answer: runs started, whether it grew too old first, and whether room ran out first."""
+    """What became of an answer.
+
+    Runs started; whether it grew too old first, and whether room ran out first; whether some were skipped that were not
+    tried before, so that others may have come into sight.
+    """
 
     started: int
     cut_off: bool = False
     left: bool = False
+    skipped: bool = False
 
 
 class Poller:
@@ -140,12 +145,19 @@ class Poller:
         self._ahead = self._agenda.look_is_due
         answer, limit = await self._ask_for_startable()
         served = await self._serve(answer)
-        if not served.cut_off and limit is not None and len(answer) >= limit and self._in_flight.room:
+        if (
+            not (served.cut_off or served.skipped)
+            and limit is not None
+            and len(answer) >= limit
+            and self._in_flight.room
+        ):
             # Nearly nothing of it could be claimed; there may be more behind it.
             served = await self._serve(await self._questions.ask(lead=self._leads.longest, limit=None))
         if self._run_once:
             await self._serve_rest(served)
-        return 0.0 if served.cut_off else self._marking.pause() or self._agenda.delay(now=self._now())
+        if served.cut_off or served.skipped:
+            return 0.0
+        return self._marking.pause() or self._agenda.delay(now=self._now())
 
     async def _start_rest(self) -> bool:
         """Start runs of the last answer that there was no room for; True when there is no room again.
@@ -230,7 +242,7 @@ class Poller:
             skipped=len(self._tried),
             cut_off=served.cut_off,
         )
-        return _Served(served.started, cut_off=served.cut_off or progress, left=served.left)
+        return replace(served, skipped=progress)
 
     def _older(self, answered: datetime, age: timedelta) -> bool:
         return self._now() - answered > age

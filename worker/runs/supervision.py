@@ -31,7 +31,7 @@ from worker.runs.stopping import Stop
 from worker.runs.worker_events import Subject
 from worker.runs.workspace import Workspace
 
-# How long a process has to live for its pid to be noted on the server, in seconds. One more write while runs begin and end
+# How long a process has to live for its pid and labels to be noted on the server at once, in seconds. One more write while runs begin and end
 # costs an SQLite server more than the pid of a process that is gone tells anybody.
 NOTE_AFTER = 2.0
 # How long a run that has ended waits for its pid to get through, in seconds.
@@ -151,6 +151,8 @@ class Supervision:
             try:
                 await anyio.sleep(NOTE_AFTER)
                 self._noting = True
+                # Whoever has lost the journal finds the run by them (`lost_runs`).
+                self._services.outbox.hurry_labels(run.id)
                 await self._services.client.update_flow_run(run.id, infrastructure_pid=pid)
             except ApiError as error:
                 self._log.warning("flow_run.pid_not_noted", reason=str(error))
