@@ -59,6 +59,7 @@ from worker.runs.worker_events import WorkerEvents
 from worker.settings import Settings
 
 REAP_INTERVAL = 5.0
+COUNT_LIMIT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def assemble(
         )
     journal = Journal(options.state.journal, now=utc_now)
     stopping = Stopping()
-    marking = LateMarking(count=client.count_unmarked, monotonic=anyio.current_time)
+    marking = LateMarking(count=partial(_count_unmarked, client), monotonic=anyio.current_time)
     outbox = Outbox(
         client=client,
         now=utc_now,
@@ -266,6 +267,11 @@ def assemble(
         ),
         stopping=stopping,
     )
+
+
+async def _count_unmarked(client: PrefectClient, due_by: datetime) -> int:
+    """Only good to know: asked once, and not waited for."""
+    return await client.count_unmarked(due_by, max_tries=1, deadline=anyio.current_time() + COUNT_LIMIT)
 
 
 def utc_now() -> datetime:

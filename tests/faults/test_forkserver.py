@@ -172,6 +172,25 @@ async def test_a_dead_one_is_replaced_at_the_next_look(kept: Kept) -> None:
     assert kept.pid() != first
 
 
+async def test_one_that_keeps_dying_is_tried_less_often(kept: Kept) -> None:
+    for again in (False, True):
+        pid = kept.pid()
+        os.kill(pid, signal.SIGKILL)
+        await wait_until(
+            lambda pid=pid: (info := read_process(pid)) is None or info.dead,
+            description="the fork server is dead",
+        )
+        with pytest.raises(NotWarm, match="fork server"):
+            async with kept.hold():
+                raise AssertionError
+        delay = await kept.server.keep_once()
+        assert (kept.server.absence is not None) is again
+    assert 0 < delay <= 4
+    with pytest.raises(NotWarm):  # at once: nobody waits for the next one
+        async with kept.hold():
+            raise AssertionError
+
+
 async def test_one_that_does_not_answer_is_given_up(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.processes.forkserver.ANSWER_LIMIT", 0.2)
     os.kill(kept.pid(), signal.SIGSTOP)

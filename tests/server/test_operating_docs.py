@@ -106,5 +106,6 @@ def test_every_command_of_the_page(desk: tuple[Desk, Path], tmp_path: Path) -> N
     wait_for(lambda: "done" in (tmp_path / "followed").read_text(), description="the line just printed")
     assert "is Cancelled" in at.type(f"stop {RUN} --wait", tmp_path)
     assert following.wait(60) == 0
+    at.worker.wait_for_event("flow_run.reported")
     at.type(f"logs {RUN}", tmp_path, code=1)
     assert at.done == set(SHOWN)

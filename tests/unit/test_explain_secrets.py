@@ -82,3 +82,10 @@ def test_the_word_after_an_option_is_masked() -> None:
     assert DISCREET.words(words, secret=False) == ["job", "--password", MASK, "--fast", "-v"]
     assert DISCREET.words(words, secret=True) == [HIDDEN] * 5
     assert CANDID.words(words, secret=False) == words
+
+
+@pytest.mark.parametrize("secret", ["p&w;d", "it's", "two words", 'quo"ted'])
+@pytest.mark.parametrize("option", ["--password", "--api-token", "--secret-key", "-token"])
+def test_the_whole_word_after_an_option_is_masked_whatever_is_in_it(option: str, secret: str) -> None:
+    assert DISCREET.words(["run", option, secret], secret=False) == ["run", option, MASK]
+    assert DISCREET.words(["run", f"{option}={secret}"], secret=False) == ["run", f"{option}={MASK}"]

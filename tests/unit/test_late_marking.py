@@ -11,6 +11,7 @@ from worker.api.models import FlowRun
 from worker.runs.late_marking import (
     CALM,
     DRAIN,
+    FIRST,
     LONGEST,
     MANY,
     MEMORY,
@@ -21,10 +22,10 @@ from worker.runs.late_marking import (
     Rounds,
     heard,
     hold,
+    waits,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-FIRST = DRAIN + PERIOD + PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -38,12 +39,7 @@ FIRST = DRAIN + PERIOD + PATIENCE
         pytest.param(Rounds(100, 100, 90), 100, CALM, id="a round has begun"),
         pytest.param(Rounds(100, 101, 90), 101.2, CALM - 0.2, id="it goes on"),
         pytest.param(Rounds(100, 101, 90), 101 + CALM, 0, id="it is over"),
-        pytest.param(
-            Rounds(100, 103.9, 90),
-            100 + LONGEST,
-            DRAIN + PATIENCE - 0.2,
-            id="it does not end: the next one is due",
-        ),
+        pytest.param(Rounds(100, 102.4, 90), 100 + LONGEST, 0, id="it does not end"),
         pytest.param(Rounds(began=100, last=100), 100, 0, id="few runs are marked: that is soon over"),
         pytest.param(Rounds(began=100, last=101), 104.5, 0, id="nobody waits for the next one"),
         pytest.param(Rounds(100, 101, 90), 102, 0, id="between two rounds"),
@@ -70,6 +66,38 @@ def test_runs_marked_one_after_the_other_are_one_round() -> None:
     rounds = heard(rounds, now=15)
     assert (rounds.began, rounds.last) == (15, 15)
     assert Rounds().began == NEVER
+
+
+@pytest.mark.parametrize("length", [0.1, 1.0, 2.4, 3.0, 4.0], ids=str)
+def test_in_a_row_of_rounds_each_is_known_and_something_is_begun_between_them(length: float) -> None:
+    """A run is marked every 0.3 s in a round, and there is a round every five seconds."""
+    rounds = Rounds(waiting_since=0.0)
+    held = dict.fromkeys(range(12), 0.0)
+    for step in range(600):
+        now = 10.0 + step / 10
+        phase = (step / 10) % PERIOD
+        if phase <= length and step % 3 == 0:
+            rounds = heard(rounds, now=now)
+        held[step // 50] += 0.1 * (hold(rounds, now=now) > 0)
+    assert all(CALM <= seconds <= PERIOD - 1.0 for seconds in held.values()), held
+
+
+def test_a_server_that_marks_many_at_once_is_not_left_alone_again() -> None:
+    rounds = Rounds(waiting_since=90.0)
+    for mark in range(MANY):
+        rounds = heard(rounds, now=100.0 + 0.05 * mark)
+    assert rounds.harmless
+    assert hold(waits(waits(rounds, many=False, now=101), many=True, now=102), now=102) == 0
+
+
+def test_a_first_round_that_was_not_heard_of_is_not_awaited_again_until_one_is() -> None:
+    rounds = waits(Rounds(), many=True, now=100)
+    assert hold(rounds, now=100) == pytest.approx(FIRST)
+    rounds = waits(rounds, many=False, now=100 + FIRST)
+    assert rounds.deaf
+    rounds = waits(rounds, many=True, now=200)
+    assert hold(rounds, now=200) == 0
+    assert hold(heard(rounds, now=201), now=201) == pytest.approx(CALM)
 
 
 class Bench:

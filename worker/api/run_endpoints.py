@@ -148,11 +148,11 @@ class RunEndpoints(Endpoints):
         return self._checked(lambda: int(answer), operation)
 
     async def flow_runs_named(self, name: str, **patience: Unpack[Patience]) -> list[FlowRun]:
-        """The runs of this name, anywhere on the server, the one due last first."""
+        """The runs of this name, anywhere on the server, the one due last first: one page, as names may be used daily."""
         body = {"flow_runs": {"name": {"any_": [name]}}, "sort": "EXPECTED_START_TIME_DESC"}
-        return await self._pages(
-            FlowRun, path("flow_runs", "filter"), f"look for flow run {name!r}", body, patience
-        )
+        operation = f"look for flow run {name!r}"
+        answer = await self._post(path("flow_runs", "filter"), operation, body, patience)
+        return self._read_each(FlowRun, self._list(answer, operation), operation)
 
     async def set_state(
         self,

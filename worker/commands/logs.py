@@ -68,6 +68,7 @@ async def _print(
     mask: Redactor,
 ) -> None:
     done = anyio.Event()
+    problem: OSError | None = None
     async with anyio.create_task_group() as tasks:
         if go_on:
             directory = await _directory(attempt)
@@ -76,8 +77,13 @@ async def _print(
             directory = attempt.entry.directory
             done.set()
         if directory is not None:
-            await follow(Workspace(Path(directory)).output, sink=sink, done=done, mask=mask)
+            try:
+                await follow(Workspace(Path(directory)).output, sink=sink, done=done, mask=mask)
+            except OSError as error:  # raised below, and not in a group
+                problem = error
         tasks.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
 
 
 async def _directory(attempt: Attempt) -> str | None:

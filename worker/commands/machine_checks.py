@@ -170,8 +170,11 @@ def _there(path: Path) -> bool:
 
 def _unwritable(directory: Path) -> str | None:
     """Why nothing can be written there; None if it can. What is written to find out has no name (open(2), O_TMPFILE)."""
+    unnamed: int | None = getattr(os, "O_TMPFILE", None)  # Linux only
+    if unnamed is None:
+        return None if os.access(directory, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
     try:
-        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(directory, unnamed | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
             return error.strerror or str(error)

@@ -25,8 +25,13 @@ _NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*:)[^/\s]+(?=@)")
+_ASSIGNED: Final = re.compile(r"((?:password|passwd|pwd|secret|token|api_?key)=)[^&;\s'\"]+", re.IGNORECASE)
 _OPTION: Final = re.compile(
-    r"((?:password|passwd|pwd|secret|token|api_?key)=|(?<!\S)--?[\w-]*(?:password|token|secret|api-?key)\s+)[^&;\s'\"]+",
+    r"((?<!\S)--?[\w-]*(?:password|token|secret|api-?key)[\w-]*[\s=]+)[^\s'\"]+", re.IGNORECASE
+)
+
+_SECRET_OPTION: Final = re.compile(
+    r"--?[\w-]*(?:password|passwd|passphrase|token|secret|credential|api-?key|private-?key)[\w-]*",
     re.IGNORECASE,
 )
 
@@ -51,7 +56,10 @@ class Discretion:
         """The text, with passwords and known credentials masked."""
         if self.show:
             return text
-        return _OPTION.sub(rf"\1{MASK}", _URL_PASSWORD.sub(rf"\1{MASK}", self.redact(text)))
+        text = self.redact(text)
+        for pattern in (_URL_PASSWORD, _OPTION, _ASSIGNED):
+            text = pattern.sub(rf"\1{MASK}", text)
+        return text
 
     def value(self, value: Any, *, secret: bool) -> Any:
         """Any JSON value in the same way; a secret one is hidden unless it is null or a boolean."""
@@ -73,9 +81,16 @@ class Discretion:
     def words(self, words: Sequence[str], *, secret: bool) -> list[str]:
         """The words of a command, in the same way; the one after `--password` is masked, too."""
         masked = [self.value(word, secret=secret) for word in words]
-        for place, (option, word) in enumerate(zip(words, masked[1:], strict=False), start=1):
-            if not self.show and not secret and _OPTION.fullmatch(f"{option} {word}") is not None:
-                masked[place] = MASK
+        if self.show or secret:
+            return masked
+        for place, word in enumerate(words):
+            option, equals, _ = word.partition("=")
+            if not _SECRET_OPTION.fullmatch(option):
+                continue
+            if equals:
+                masked[place] = f"{option}={MASK}"
+            elif place + 1 < len(words):
+                masked[place + 1] = MASK
         return masked
 
     def texts(self, texts: Iterable[str]) -> list[str]:

@@ -111,8 +111,9 @@ class ForkServer:
         Raises ForkServerError when that failed.
         """
         if self._server is not None:
-            if self._unfit is None and not self._server.handle.alive():
-                self._unfit = f"the fork server has ended{self._last_words()}"
+            if not self._server.handle.alive():
+                # A request may have met its end first.
+                self._unfit = self._unfit or f"the fork server has ended{self._last_words()}"
                 self._not_before = anyio.current_time() + self._pause_after_death()
             if self._unfit is not None:
                 self._log.info("forkserver.replaced", reason=self._unfit)

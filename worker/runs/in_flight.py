@@ -62,7 +62,7 @@ class InFlight:
         """How many slots are free now, None when unlimited."""
         if self._limit is None:
             return None
-        lent = sum(not reclaimed for reclaimed in self._concluded.values())
+        lent = sum(not reclaimed for reclaimed in tuple(self._concluded.values()))
         return max(0, self._limit - len(self._executions) + lent)
 
     @property

@@ -24,9 +24,14 @@ PERIOD = 5.0
 OVERDUE = 15.0
 # How many runs that are about to be marked make a round that matters.
 MANY = 8
-# A round is over when no run has been marked for so long, in seconds; but it is never waited for longer than `LONGEST`.
+# A round is over when no run has been marked for so long, in seconds; but it is never waited for longer than `LONGEST`,
+# so that something is begun between two rounds, however long these are.
 CALM = 0.7
-LONGEST = 4.0
+LONGEST = 2.5
+# Two rounds are never closer than this.
+CLOSEST = PERIOD - 0.5
+# A server that marks `MANY` runs within this time has no need to be left alone: its database has many writers.
+SWIFT = 0.5
 # How long before a round nothing is begun, so that what goes on is over by then, and how late a round may come.
 DRAIN = 1.2
 PATIENCE = 1.0
@@ -34,6 +39,9 @@ PATIENCE = 1.0
 MEMORY = 3
 # How long the number of waiting runs is believed, in seconds.
 COUNTED = 2.0
+
+FIRST = DRAIN + PERIOD + PATIENCE
+"""How long the first round is awaited, in seconds."""
 
 NEVER = float("-inf")
 
@@ -43,23 +51,40 @@ class Rounds:
     """What is known at one moment, in seconds of one clock.
 
     `began` and `last`: the first and the last marked run of the latest round that was heard of. `waiting_since`: since
-    when there have been many runs that are about to be marked; None while there are not.
+    when there have been many runs that are about to be marked; None while there are not. `marks` counts the runs of the
+    round, `harmless` says that a round did no harm. `deaf`: an awaited round was not heard of.
     """
 
     began: float = NEVER
     last: float = NEVER
     waiting_since: float | None = None
+    marks: int = 0
+    harmless: bool = False
+    deaf: bool = False
 
 
 def heard(rounds: Rounds, *, now: float) -> Rounds:
     """A run was marked just now."""
-    fresh = now - rounds.last > PERIOD / 2
-    return replace(rounds, began=now if fresh else rounds.began, last=now)
+    fresh = now - rounds.began >= CLOSEST
+    began, marks = (now, 1) if fresh else (rounds.began, rounds.marks + 1)
+    swift = marks >= MANY and now - began <= SWIFT
+    return replace(rounds, began=began, last=now, marks=marks, harmless=rounds.harmless or swift, deaf=False)
+
+
+def waits(rounds: Rounds, *, many: bool, now: float) -> Rounds:
+    """Many runs are about to be marked, or not, as of now."""
+    since = rounds.waiting_since
+    if many and since is None:
+        return replace(rounds, waiting_since=now)
+    if many or since is None:
+        return rounds
+    deaf = rounds.deaf or (rounds.last < since and now - since >= FIRST)
+    return replace(rounds, waiting_since=None, deaf=deaf)
 
 
 def hold(rounds: Rounds, *, now: float) -> float:
     """For how many seconds nothing should be begun; 0 when no round goes on, nor is expected."""
-    if rounds.waiting_since is None:
+    if rounds.waiting_since is None or rounds.harmless:
         return 0.0
     going_on = min(rounds.last + CALM, rounds.began + LONGEST) - now
     if going_on > 0:
@@ -67,7 +92,7 @@ def hold(rounds: Rounds, *, now: float) -> float:
     since_round = now - rounds.began
     if since_round > MEMORY * PERIOD + PATIENCE:
         # The first one: it comes within a period, or they are not heard of at all.
-        return max(0.0, rounds.waiting_since + DRAIN + PERIOD + PATIENCE - now)
+        return 0.0 if rounds.deaf else max(0.0, rounds.waiting_since + FIRST - now)
     phase = since_round % PERIOD
     if phase >= PERIOD - DRAIN:
         return PERIOD - phase + PATIENCE
@@ -113,7 +138,7 @@ class LateMarking:
                 self._log.debug("late_marking.unknown", reason=str(error))
                 return
             self._counted = self._monotonic()
-        since = self._rounds.waiting_since
-        if waiting != (since is not None):
-            self._rounds = replace(self._rounds, waiting_since=self._monotonic() if waiting else None)
-            self._log.debug("late_marking.expected", expected=waiting)
+        before = self._rounds
+        self._rounds = waits(before, many=waiting, now=self._monotonic())
+        if self._rounds.waiting_since != before.waiting_since:
+            self._log.debug("late_marking.expected", expected=waiting, harmless=before.harmless)

@@ -129,9 +129,11 @@ class Poller:
         Without room for another run, or when nothing may be claimed, a question that is due is still put, for no
         runs at all: it keeps the queues READY (PROTOCOL 2.2).
         """
-        if pause := self._marking.pause():
+        while pause := self._marking.pause():
             self._in_flight.want(wanted=True)
-            return pause
+            if not self._run_once:
+                return pause
+            await self._sleep(pause)
         withheld = self._may_claim()
         if withheld is None and await self._start_rest():
             return self._marking.pause() or self._agenda.delay(now=self._now())
@@ -146,7 +148,7 @@ class Poller:
         answer, limit = await self._ask_for_startable()
         served = await self._serve(answer)
         if (
-            not (served.cut_off or served.skipped)
+            not (served.cut_off or served.skipped or served.left)
             and limit is not None
             and len(answer) >= limit
             and self._in_flight.room
