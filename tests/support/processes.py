@@ -65,21 +65,27 @@ class Launches:
 
     def left(self) -> list[int]:
         """The living processes that carry this test's mark, whoever their parent is."""
-        return [
-            process.pid
-            for process in services.marked_processes(RUN_MARK, self.mark)
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        ]
+        return [process.pid for process in services.marked_processes(RUN_MARK, self.mark) if lives(process)]
 
     def end(self) -> None:
-        for pid in self.left():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """Kill what is left, until nothing is: they may fork as fast as they are found."""
+        while left := self.left():
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for pid in self.launcher.waited_for:
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         for handle in self._handles:
             handle.close()
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it is there, and has not ended; it may end while it is asked."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
