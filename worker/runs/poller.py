@@ -41,10 +41,9 @@ RUN_ONCE_PAUSE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """What became of an answer.
+    """What became of an answer: runs started, and whether it grew too old first, or room ran out.
 
-    Runs started; whether it grew too old first, and whether room ran out first; whether some were skipped that were not
-    tried before, so that others may have come into sight.
+    `skipped`: some were that had not been tried before, so that others may have come into sight.
     """
 
     started: int
@@ -147,12 +146,8 @@ class Poller:
         self._ahead = self._agenda.look_is_due
         answer, limit = await self._ask_for_startable()
         served = await self._serve(answer)
-        if (
-            not (served.cut_off or served.skipped or served.left)
-            and limit is not None
-            and len(answer) >= limit
-            and self._in_flight.room
-        ):
+        cut_short = served.cut_off or served.skipped or served.left
+        if not cut_short and limit is not None and len(answer) >= limit and self._in_flight.room:
             # Nearly nothing of it could be claimed; there may be more behind it.
             served = await self._serve(await self._questions.ask(lead=self._leads.longest, limit=None))
         if self._run_once:
