@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,6 +22,7 @@ from worker.api.events import (
     FLOW_RUN_CLAIMABLE,
     FLOW_RUN_ENDED,
     FLOW_RUN_LATE,
+    FLOW_RUN_SCHEDULED,
     EventStream,
 )
 from worker.api.models import FlowRun
@@ -31,6 +33,7 @@ from worker.processes.forkserver import ForkServer
 from worker.processes.launcher import Launcher
 from worker.processes.machine import available_memory, processors
 from worker.processes.tree import OrphanReaper
+from worker.runs.arrivals import Arrivals
 from worker.runs.cancellations import Cancellations
 from worker.runs.claim_gate import ClaimGate, free_bytes
 from worker.runs.claims import Claims
@@ -138,6 +141,11 @@ def assemble(
     journal = Journal(options.state.journal, now=utc_now)
     stopping = Stopping()
     marking = LateMarking(count=partial(_count_unmarked, client), monotonic=anyio.current_time)
+    arrivals = Arrivals(harmless=lambda: marking.harmless, monotonic=anyio.current_time, sleep=anyio.sleep)
+
+    def pause() -> float:
+        return max(marking.pause(), arrivals.pause())
+
     outbox = Outbox(
         client=client,
         now=utc_now,
@@ -145,8 +153,8 @@ def assemble(
         enabled=settings.logging.to_api_enabled,
         max_message=settings.logging.to_api_max_log_size,
         interval=settings.logging.to_api_batch_interval,
-        calm=lambda: not len(in_flight),
-        hold=marking.pause,
+        calm=lambda: poller.idle and not len(in_flight),
+        hold=pause,
     )
     events = WorkerEvents(outbox=outbox, worker_name=options.name, version=__version__)
     pool = WorkPoolKeeper(
@@ -187,6 +195,7 @@ def assemble(
         control=control,
         journal=journal,
         gate=gate,
+        arrivals=arrivals,
         stopping=stopping,
         in_flight=in_flight,
         leads=leads,
@@ -224,11 +233,21 @@ def assemble(
         skip=start,
         now=utc_now,
         marking=marking,
+        pause=pause,
         run_once=options.run_once,
         sleep=anyio.sleep,
     )
-    pause = settings.headrace.cancel_poll_seconds
-    cancellations = Cancellations(client=client, in_flight=in_flight, interval=pause, sleep=anyio.sleep)
+    cancellations = Cancellations(
+        client=client,
+        in_flight=in_flight,
+        interval=settings.headrace.cancel_poll_seconds,
+        sleep=anyio.sleep,
+    )
+
+    def scheduled(flow_run_id: UUID | None) -> None:
+        arrivals.heard(flow_run_id)
+        poller.hint(flow_run_id)
+
     push = EventStream(
         transport=client.transport,
         settings=settings.api,
@@ -238,6 +257,7 @@ def assemble(
             FLOW_RUN_LATE: marking.heard,
             **dict.fromkeys(FLOW_RUN_ENDED, cancellations.hint_end),
             **dict.fromkeys(FLOW_RUN_CLAIMABLE, poller.hint),
+            FLOW_RUN_SCHEDULED: scheduled,
             **dict.fromkeys(DEPLOYMENT_CHANGED, poller.expect_scheduler),
         },
         random=random.random,

@@ -1,6 +1,6 @@
 """Which runs are claimed, when to ask again, and what is said when the server refuses the question."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from tests.support.canned import CannedServer
 from tests.support.wait import wait_until
 from worker.api.models import FlowRun
+from worker.runs.arrivals import CALM_EACH, Arrivals
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
 from worker.runs.late_marking import DRAIN, MANY, PATIENCE, PERIOD, LateMarking
@@ -126,6 +127,7 @@ class Bench:
     ) -> None:
         self.skipped: list[tuple[int, str]] = []
         self.slept: list[float] = []
+        self.while_sleeping: Callable[[], None] = lambda: None
         self.withheld: str | None = None
         self.unmarked = 0
         self._max_late = max_late
@@ -186,6 +188,7 @@ class Bench:
 
     async def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
+        self.while_sleeping()
 
     @property
     def numbers(self) -> list[int]:
@@ -194,6 +197,10 @@ class Bench:
 
     @asynccontextmanager
     async def poller(self) -> AsyncGenerator[Poller]:
+        marking = LateMarking(count=self._count, monotonic=lambda: self.clock)
+        self.arrivals = arrivals = Arrivals(
+            harmless=lambda: marking.harmless, monotonic=lambda: self.clock, sleep=self._sleep
+        )
         async with self.server.client() as client:
             yield Poller(
                 questions=Questions(client=client, pool="p", work_queues=self._queues, now=lambda: self.now),
@@ -207,7 +214,8 @@ class Bench:
                 latest=LatestRuns(client=client, now=lambda: self.now) if self._only_latest else None,
                 skip=self.skip,
                 may_claim=lambda: self.withheld,
-                marking=LateMarking(count=self._count, monotonic=lambda: self.clock),
+                marking=marking,
+                pause=lambda: max(marking.pause(), arrivals.pause()),
                 run_once=self._run_once,
                 sleep=self._sleep,
             )
@@ -733,3 +741,43 @@ async def test_run_once_starts_all_that_is_found_however_few_may_start_at_once()
             waiting.remove(next(one for one in waiting if one["id"] == str(UUID(int=number))))
             bench.in_flight.started(UUID(int=number), connected=True, engine=True)
     assert bench.numbers == [1, 2, 3]
+
+
+async def test_while_many_runs_are_made_the_server_is_left_alone() -> None:
+    bench = Bench()
+    bench.serve([run(), run()])
+    async with bench.poller() as poller:
+        for number in range(2):
+            bench.arrivals.heard(UUID(int=number))
+            poller.hint(UUID(int=number))
+        assert await poller.poll_once() == pytest.approx(CALM_EACH)
+        assert bench.started == []
+        assert bench.questions() == [], "a question makes it write, too"
+        bench.clock += CALM_EACH
+        await poller.poll_once()
+        assert len(bench.started) == 2
+
+
+async def test_runs_that_are_made_while_a_question_waits_for_its_moment_put_it_off() -> None:
+    bench = Bench()
+    bench.serve([run()])
+    async with bench.poller() as poller:
+        bench.while_sleeping = lambda: bench.arrivals.heard(UUID(int=2))
+        bench.arrivals.heard(UUID(int=1))
+        poller.hint(UUID(int=1))
+        assert await poller.poll_once() == pytest.approx(CALM_EACH)
+        assert bench.questions() == []
+
+
+async def test_the_poller_is_idle_when_nothing_waits_to_be_claimed() -> None:
+    bench = Bench(limit=1)
+    bench.serve([scheduled(1, minutes_late=-1)])
+    async with bench.poller() as poller:
+        assert not poller.idle, "nobody has looked"
+        await poller.poll_once()
+        assert poller.idle, "it is for later"
+        poller.hint(UUID(int=2))
+        assert not poller.idle
+        bench.serve([run()])
+        await poller.poll_once()
+        assert not poller.idle, "there was one, there may be more"

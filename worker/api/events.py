@@ -22,8 +22,9 @@ from worker.api.websocket import Disconnected, NotUpgraded, WebSocket, connect
 from worker.settings import ApiSettings
 
 FLOW_RUN_CANCELLING: Final = "prefect.flow-run.Cancelling"
+FLOW_RUN_SCHEDULED: Final = "prefect.flow-run.Scheduled"
 FLOW_RUN_CLAIMABLE: Final = (
-    "prefect.flow-run.Scheduled",
+    FLOW_RUN_SCHEDULED,
     "prefect.flow-run.AwaitingRetry",
     "prefect.flow-run.Resuming",
     "prefect.work-pool.updated",

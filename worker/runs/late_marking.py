@@ -120,6 +120,11 @@ class LateMarking:
             return
         self._rounds = heard(self._rounds, now=self._monotonic())
 
+    @property
+    def harmless(self) -> bool:
+        """Whether the server was seen to have many writers."""
+        return self._rounds.harmless
+
     def pause(self) -> float:
         """For how many seconds nothing should be begun that makes the server write; 0 when there is no reason."""
         return hold(self._rounds, now=self._monotonic())

@@ -27,8 +27,8 @@ from worker.api.records import LogRecord, WorkerEvent
 LOGGER_NAME = "prefect.flow_runs.worker"
 _QUEUE_LIMIT = 10_000
 _BATCH = 200
-# How long labels wait for a time when nothing is in flight, and how long everything waits for the server, in seconds.
-_LABELS_PATIENCE = 60.0
+# How long labels wait for a time when there is nothing else to do, and how long everything waits for the server, in seconds.
+_LABELS_PATIENCE = 300.0
 _HELD_INTERVAL = 0.5
 # Prefect's own PREFECT_LOGGING_TO_API_BATCH_SIZE (PROTOCOL 2.9).
 _BATCH_BYTES = 4_000_000
@@ -70,7 +70,7 @@ class Outbox:
 
     `flush_once` is the step the daemon's loop repeats every `interval` seconds; `max_message` is the most bytes
     one record may have (PROTOCOL 2.9), `enabled` the user's PREFECT_LOGGING_TO_API_ENABLED. `redact` masks
-    secrets: what is in a run's log on the server is there for everybody. `calm`: nothing is in flight. `hold`: for how
+    secrets: what is in a run's log on the server is there for everybody. `calm`: nothing is in flight or waits to be. `hold`: for how
     many seconds the server had better be left alone. `monotonic` is a clock in seconds.
     """
 

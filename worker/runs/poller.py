@@ -61,7 +61,8 @@ class Poller:
 
     `skip` starts an execution that claims the run and reports it Cancelled with this message; its claim is
     decided when it is over, and its slots (here and of its deployment) are free again. `may_claim` is asked
-    before each question: None, or why nothing is to be claimed now.
+    before each question: None, or why nothing is to be claimed now. `pause`: for how many seconds the server is to be
+    left alone. `marking` is told which runs wait.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Poller:
         skip: Callable[[FlowRun, str], Execution],
         may_claim: Callable[[], str | None],
         marking: LateMarking,
+        pause: Callable[[], float],
         run_once: bool = False,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -95,6 +97,7 @@ class Poller:
         self._skip = skip
         self._may_claim = may_claim
         self._marking = marking
+        self._pause = pause
         self._sleep = sleep
         self._run_once = run_once
         self._log = structlog.get_logger()
@@ -106,11 +109,18 @@ class Poller:
         self._answered = now()
         # Whether the question was due by the interval, for the log.
         self._ahead = True
+        self._idle = False
 
     def hint(self, _flow_run_id: UUID | None = None) -> None:
         """Somebody heard that a run of our pool may have become claimable, or may have missed hearing it."""
+        self._idle = False
         if self._agenda.hint():
             self._wake.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run was to be claimed by the last answer, and none has been heard of since."""
+        return self._idle
 
     @property
     def last_polled(self) -> datetime | None:
@@ -128,16 +138,18 @@ class Poller:
         Without room for another run, or when nothing may be claimed, a question that is due is still put, for no
         runs at all: it keeps the queues READY (PROTOCOL 2.2).
         """
-        while pause := self._marking.pause():
+        while pause := self._pause():
             self._in_flight.want(wanted=True)
             if not self._run_once:
                 return pause
             await self._sleep(pause)
         withheld = self._may_claim()
         if withheld is None and await self._start_rest():
-            return self._marking.pause() or self._agenda.delay(now=self._now())
+            return self._pause() or self._agenda.delay(now=self._now())
         if self._agenda.hinted:
             await self._sleep(PAUSE_BEFORE_QUESTION)
+            if not self._run_once and (pause := self._pause()):
+                return pause
         self._agenda.begin(now=self._now())
         if withheld is not None or self._in_flight.room == 0:
             await self._ask_for_nothing(withheld)
@@ -154,7 +166,7 @@ class Poller:
             await self._serve_rest(served)
         if served.cut_off or served.skipped:
             return 0.0
-        return self._marking.pause() or self._agenda.delay(now=self._now())
+        return self._pause() or self._agenda.delay(now=self._now())
 
     async def _start_rest(self) -> bool:
         """Start runs of the last answer that there was no room for; True when there is no room again.
@@ -179,7 +191,7 @@ class Poller:
     async def _serve_rest(self, served: _Served) -> None:
         """Go on until everything that was found is served, or the slots are used up: there is no other poll."""
         while (served.left or served.cut_off) and self._in_flight.free != 0:
-            pause = self._marking.pause() or (RUN_ONCE_PAUSE if self._may_claim() is not None else 0.0)
+            pause = self._pause() or (RUN_ONCE_PAUSE if self._may_claim() is not None else 0.0)
             if pause:
                 await self._sleep(pause)
             elif not self._in_flight.room:
@@ -223,7 +235,9 @@ class Poller:
                 # What has been learnt about the series still holds, what the runs' states were does not.
                 runs, stand_in = await self._questions.ask(lead=self._leads.longest, limit=None), False
                 answered = self._now()
-        self._agenda.note(later(runs, now=self._now(), leads=self._leads))
+        ahead = later(runs, now=self._now(), leads=self._leads)
+        self._agenda.note(ahead)
+        self._idle = len(runs) == len(ahead)
         todo = plan(runs, now=self._now(), max_late=self._max_late, latest=latest, stand_in=stand_in)
         progress = await self._skip_some(() if self._starved else todo.skips, answered)
         served = await self._start_all(todo.starts, answered)
@@ -279,7 +293,7 @@ class Poller:
 
     def _is_full(self) -> bool:
         """There is no room for a run that could use it."""
-        full = self._in_flight.room == 0 or self._marking.pause() > 0
+        full = self._in_flight.room == 0 or self._pause() > 0
         if full:
             self._in_flight.want(wanted=True)
         return full

@@ -33,7 +33,7 @@ from worker.runs.workspace import Workspace
 
 # How long a process has to live for its pid and labels to be noted on the server at once, in seconds. One more write while runs begin and end
 # costs an SQLite server more than the pid of a process that is gone tells anybody.
-NOTE_AFTER = 2.0
+NOTE_AFTER = 5.0
 # How long a run that has ended waits for its pid to get through, in seconds.
 NOTE_GRACE = 2.0
 # How long an engine that listens may take to answer; on a busy machine its thread gets its turn late.
