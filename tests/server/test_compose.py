@@ -137,6 +137,7 @@ def test_two_daemons_share_a_pool_on_postgresql(
                 ),
             )
         assert sum(len(worker.events("flow_run.claimed")) for worker in workers.values()) == 8
+        wait_for(lambda: len(project.all_facts("waiting")) == 8, description="eight flows at the gate")
         gate.touch()
         api.wait_for_all(runs)
         check_each_once(api, project, runs)

@@ -125,7 +125,7 @@ def test_the_units_own_command_and_environment(
         manager.wait_for_line("READY=1")
         gate = project.gate()
         run = project.run("waits_for_file", parameters={"gate": str(gate)})
-        api.wait_for_state(run, "RUNNING")
+        project.wait_for_fact(run, "waiting")
         assert list(state.glob("*/journal.db"))
         service.signal(signal.Signals[unit["KillSignal"]])
         # It needs no more than it asks for, time and again: TimeoutStopSec does not end it.
