@@ -15,24 +15,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.support.docs import Page
+
 Found = TypeVar("Found")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-IMAGE = "localhost/headrace:check"
+IMAGE = "localhost/headrace"
 BASE = "localhost/headrace-base:check"
 HOME = "/var/lib/headrace"
-POOL = "container-pool"
 LIMIT = 120.0
+POOL = "my-pool"
 
 FLOW = """\
 import subprocess, time
@@ -47,7 +53,7 @@ def container_flow(seconds: float = 0) -> None:
 
 if __name__ == "__main__":
     source = container_flow.from_source(source=".", entrypoint="container_flow.py:container_flow")
-    source.deploy(name="check", work_pool_name="container-pool", print_next_steps=False)
+    source.deploy(name="check", work_pool_name="my-pool", print_next_steps=False)
 """
 
 
@@ -73,19 +79,16 @@ class Buildah:
             self("rm", container)
 
     def build(self, arguments: argparse.Namespace) -> None:
-        """Build the image; `docker` is the format that has health checks."""
-        options = [
-            "--isolation",
-            "chroot",
-            "--format",
-            "docker",
-            "--build-arg",
-            f"BASE_IMAGE={arguments.base}",
-        ]
-        for name in ("pip_conf", "pip_ca"):
-            if (path := getattr(arguments, name)) is not None:
-                options += ["--secret", f"id={name},src={path}"]
-        print(self("bud", *options, "--tag", IMAGE, str(REPOSITORY))[-200:])
+        """Build the image with each command of the page; `docker` is the format that has health checks."""
+        given = {"pip_conf": arguments.pip_conf, "pip_ca": arguments.pip_ca}
+        secrets = [f"--secret=id={name},src={path}" for name, path in given.items() if path is not None]
+        base = ["--isolation", "chroot", "--format", "docker", "--build-arg", f"BASE_IMAGE={arguments.base}"]
+        for words in typed("docker", "build"):
+            print("$", shlex.join(words))
+            # The page's secrets are files of its reader's.
+            rest = [word for word in words[2:] if word != "--secret" and not word.startswith("id=")]
+            assert rest.pop() == "."
+            print(self("bud", *base, *secrets, *rest, str(REPOSITORY))[-200:])
 
     @contextmanager
     def mounted(self) -> Generator[Path]:
@@ -104,8 +107,13 @@ class Container:
     root: Path
     config: dict[str, Any]
 
-    def start(self, *argv: str, **environment: str) -> "subprocess.Popen[bytes]":
-        """Start a program as PID 1 of a new PID namespace, as the image's user; the network is the host's."""
+    def start(
+        self, *argv: str, environment: Mapping[str, str] = MappingProxyType({}), log: Path | None = None
+    ) -> "subprocess.Popen[bytes]":
+        """Start a program as PID 1 of a new PID namespace, as the image's user; the network is the host's.
+
+        What it writes to standard error goes into `log`, if there is one.
+        """
         variables = [
             *self.config["Env"],
             f"HOME={HOME}",
@@ -114,13 +122,20 @@ class Container:
         unshare = ["unshare", "--pid", "--fork", f"--mount-proc={self.root / 'proc'}"]
         chroot = ["chroot", f"--userspec={self.config['User']}", str(self.root)]
         inside = ["sh", "-c", f"cd {HOME} && exec {shlex.join(argv)}"]
-        return subprocess.Popen(
-            [*unshare, *chroot, "env", "-i", *variables, *inside], stdin=subprocess.DEVNULL
-        )
+        with log.open("ab") if log is not None else nullcontext() as stderr:
+            return subprocess.Popen(
+                [*unshare, *chroot, "env", "-i", *variables, *inside], stdin=subprocess.DEVNULL, stderr=stderr
+            )
 
-    def run(self, *argv: str, **environment: str) -> int:
+    def run(self, *argv: str, environment: Mapping[str, str] = MappingProxyType({})) -> int:
         """Run a program to its end; its exit code."""
-        return self.start(*argv, **environment).wait(LIMIT)
+        return self.start(*argv, environment=environment).wait(LIMIT)
+
+
+def typed(*beginning: str) -> list[list[str]]:
+    """The commands of docs/docker.md that begin so."""
+    page = Page(REPOSITORY / "docs/docker.md")
+    return [words for words in page.commands() if words[: len(beginning)] == list(beginning)]
 
 
 def main() -> None:
@@ -155,6 +170,7 @@ def check(container: Container) -> None:
     )
     expect("the stop signal is SIGTERM", holds=container.config["StopSignal"] == "SIGTERM")
     expect("the entry point is in exec form", holds=container.config["Entrypoint"] == ["headrace"])
+    expect("APT_PACKAGES are there", holds=container.run("git", "--version") == 0)
     expect("headrace --version runs", holds=container.run("headrace", "--version") == 0)
     expect(
         "the user is not root",
@@ -179,23 +195,62 @@ def check(container: Container) -> None:
     server_argv = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with (
         httpx.Client(base_url=api, timeout=30, trust_env=False) as http,
-        killed_afterwards(container.start(*server_argv, **environment)),
+        killed_afterwards(container.start(*server_argv, environment=environment)),
     ):
         wait_until("the server answers", lambda: answers(http))
-        expect("the health check fails without a daemon", holds=container.run(*probe[1:], **environment) != 0)
-        start_argv = ("start", "--pool", POOL, "--type", "process", "--with-healthcheck")
-        with killed_afterwards(
-            container.start(*container.config["Entrypoint"], *start_argv, **environment)
-        ) as unshare:
+        expect(
+            "the health check fails without a daemon",
+            holds=container.run(*probe[1:], environment=environment) != 0,
+        )
+        (run,) = typed("docker", "run")
+        options, argv = run[: run.index("headrace")], run[run.index("headrace") + 1 :]
+        told = dict(option.split("=", 1) for flag, option in pairwise(options) if flag == "-e")
+        expect("`docker run` gives the server's address", holds=told.keys() == {"PREFECT_API_URL"})
+        expect("and the pool", holds=argv[argv.index("--pool") + 1] == POOL)
+        daemon_argv = (*container.config["Entrypoint"], *argv)
+        log = container.root / "daemon.log"
+        with killed_afterwards(container.start(*daemon_argv, log=log, environment=environment)) as unshare:
             daemon = wait_until("the daemon runs", lambda: headrace_under(unshare.pid))
             expect("the daemon is PID 1", holds=pid_inside(daemon) == 1)
-            wait_until("the daemon is online", lambda: is_online(http))
-            expect("the health check succeeds", holds=container.run(*probe[1:], **environment) == 0)
             expect(
-                "the flow is deployed", holds=container.run("python", "container_flow.py", **environment) == 0
+                "and not root", holds=daemon.uids().real == int(container.config["User"].partition(":")[0])
+            )
+            wait_until("the daemon is online", lambda: is_online(http))
+            expect("the health check succeeds", holds=container.run(*probe[1:], environment=environment) == 0)
+            expect(
+                "the flow is deployed",
+                holds=container.run("python", "container_flow.py", environment=environment) == 0,
             )
             check_orphans(http, daemon)
+            expect(
+                "it was started warm",
+                holds=[one["start_method"] for one in told_of(log, "launched")] == ["warm"],
+            )
+            lost = create_run(http, seconds=600)
+            wait_until("a flow is running", lambda: state_of(http, lost) == "RUNNING")
+        check_state(container)
+        with killed_afterwards(container.start(*daemon_argv, log=log, environment=environment)) as unshare:
+            daemon = wait_until("the next container's daemon runs", lambda: headrace_under(unshare.pid))
+            wait_until(
+                "the run that ended with the last container is Crashed",
+                lambda: state_of(http, lost) == "CRASHED",
+            )
             check_drain(http, daemon, unshare)
+
+
+def told_of(log: Path, event: str) -> list[dict[str, Any]]:
+    """The daemon's events of this name about flow runs."""
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == f"flow_run.{event}"]
+
+
+def check_state(container: Container) -> None:
+    """The journal is where the volume is to be, and nobody else's to read."""
+    (setting,) = (one for one in container.config["Env"] if one.startswith("HEADRACE_STATE_DIR="))
+    directory = container.root / setting.partition("=")[2].strip("/")
+    (journal,) = directory.glob("*/journal.db")
+    expect("the journal is in the state directory", holds=journal.stat().st_size > 0)
+    expect("which only its user can read", holds=directory.stat().st_mode & 0o077 == 0)
 
 
 def check_orphans(http: httpx.Client, daemon: psutil.Process) -> None:
@@ -265,7 +320,8 @@ def is_online(http: httpx.Client) -> bool:
 def headrace_under(unshare_pid: int) -> psutil.Process | None:
     """The process that `unshare` forked, once it has become the daemon."""
     for child in psutil.Process(unshare_pid).children():
-        if any(part.endswith("/headrace") for part in child.cmdline()):
+        # Before it, the command that changes root and user names the same path among its arguments.
+        if any(part.endswith("/headrace") for part in child.cmdline()[1:2]):
             return child
     return None
 

@@ -1,7 +1,10 @@
 """A daemon under a service manager: what it says on a real notification socket, from its start to its end."""
 
+import re
+import shlex
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +15,13 @@ import pytest
 from tests.support.api import PrefectApi
 from tests.support.daemons import StartWorker
 from tests.support.project import Project
-from tests.support.server import free_port
+from tests.support.server import PrefectServer, free_port
+from tests.support.services import spawn
 from tests.support.wait import wait_for
 
 pytestmark = pytest.mark.timeout(300)
+
+UNIT = Path(__file__).parents[2] / "examples/systemd/headrace@.service"
 
 
 @dataclass(slots=True)
@@ -85,6 +91,51 @@ def test_ready_alive_stopping(
     assert worker.wait_exit() == 0
     api.wait_for_state(run, "COMPLETED")
     assert manager.lines().count("READY=1") == manager.lines().count("STOPPING=1") == 1
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_the_units_own_command_and_environment(
+    api: PrefectApi,
+    project: Project,
+    pool: str,
+    prefect_server: PrefectServer,
+    manager: Manager,
+    tmp_path: Path,
+) -> None:
+    """As systemd would: ExecStart with the unit's environment, ready, a flow, KillSignal to the daemon alone, the end."""
+    text = UNIT.read_text().replace("%i", pool).replace("%S", str(tmp_path))
+    unit = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    assert (unit["Type"], unit["KillMode"]) == ("notify", "process")
+    program, *words = shlex.split(unit["ExecStart"])
+    assert program.endswith("/bin/headrace")
+    state = tmp_path / unit["StateDirectory"]
+    state.mkdir()
+    given = dict(re.findall(r"^Environment=(\w+)=(.*)$", text, re.MULTILINE))
+    assert given.keys() == {"HEADRACE_STATE_DIR", "PREFECT_HOME"}
+    watchdog = {"WATCHDOG_USEC": str(1_000_000 * int(unit["WatchdogSec"]))}
+    service = spawn(
+        [sys.executable, "-m", "worker.cli", *words],
+        name="unit",
+        role="daemon",
+        directory=tmp_path / "said",
+        environment=prefect_server.env(given | {"NOTIFY_SOCKET": manager.name} | watchdog),
+        cwd=Path(unit["WorkingDirectory"]),
+    )
+    try:
+        manager.wait_for_line("READY=1")
+        gate = project.gate()
+        run = project.run("waits_for_file", parameters={"gate": str(gate)})
+        project.wait_for_fact(run, "waiting")
+        assert list(state.glob("*/journal.db"))
+        service.signal(signal.Signals[unit["KillSignal"]])
+        # It needs no more than it asks for, time and again: TimeoutStopSec does not end it.
+        stopping = manager.wait_for_line("STOPPING=1")
+        manager.wait_for_line("EXTEND_TIMEOUT_USEC=", after=stopping)
+        gate.touch()
+        assert service.wait_exit(timeout=int(unit["TimeoutStopSec"])) == 0
+        api.wait_for_state(run, "COMPLETED")
+    finally:
+        service.end()
 
 
 def test_flows_cannot_speak_for_the_daemon(

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHELL = {"sh", "bash", "console", "shell"}
 _SEPARATORS = {"&&", "||", "|", ";", "&"}
+# Layers of an environment that `headrace explain` names; they look like commands.
+LAYERS = {"headrace default", "prefect settings"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Page:
 def pages() -> list[Page]:
     """README and everything under docs."""
     return [Page(ROOT / "README.md"), *(Page(path) for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def flags(text: str) -> set[str]:
+    """The long flags that a text names."""
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
 
 
 def simple_commands(line: str) -> Iterator[list[str]]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.docs import ROOT, Page, pages, simple_commands
+from tests.support.docs import LAYERS, ROOT, Page, flags, pages, simple_commands
 from worker import cli
 from worker.settings_catalogue import CATALOGUE
 
@@ -26,8 +26,48 @@ FOREIGN_FLAGS = {
     "--secret": "docker",
     "--stop-timeout": "docker",
 }
-# Layers of an environment that `headrace explain` names.
-LAYERS = {"headrace default"}
+COMMANDS, SERVICE, IMAGE = (
+    "tests/server/test_docs_commands.py",
+    "tests/systemd/install_and_run.py",
+    "tests/docker/build_and_run.py",
+)
+# Who runs the commands in a page's shell blocks that begin with this word: all of them, as they stand there.
+RUN_BY = {
+    ("README.md", "headrace"): COMMANDS,
+    ("README.md", "pip"): COMMANDS,
+    ("docs/docker.md", "docker"): IMAGE,
+    ("docs/job-variables.md", "echo"): "tests/server/test_explain_docs.py",
+    ("docs/job-variables.md", "headrace"): "tests/server/test_explain_docs.py",
+    ("docs/job-variables.md", "prefect"): "tests/server/test_explain_docs.py",
+    ("docs/migrating.md", "headrace"): COMMANDS,
+    ("docs/migrating.md", "prefect"): COMMANDS,
+    ("docs/operating-service.md", "echo"): SERVICE,
+    ("docs/operating-service.md", "sudo"): SERVICE,
+    ("docs/operating.md", "headrace"): "tests/server/test_operating_docs.py",
+}
+# Those that no test runs, and why.
+NOT_RUN = {
+    ("README.md", "make"): "its targets are what runs the tests; they are looked up below",
+    ("docs/docker.md", "debootstrap"): "makes what the check of the image is given",
+    ("docs/docker.md", "python"): "is the check of the image",
+    ("docs/operating-service.md", "debootstrap"): "makes what the check of the unit is given",
+    ("docs/operating-service.md", "python"): "is the check of the unit",
+}
+# The same of other programs' commands in sentences, whatever the page.
+IN_SENTENCES = {
+    "buildah": "the image's check does what it names",
+    "docker": "as buildah",
+    "journalctl": COMMANDS,
+    "jq": COMMANDS,
+    "make": "its targets are looked up below",
+    "pip": "README has the same in a block",
+    "podman": "as buildah",
+    "prefect": COMMANDS,
+    "python": "modules that are run as programs, not commands to type",
+    "systemctl": "the check of the unit asks it the same",
+}
+# Programs whose name at the beginning of code in a sentence makes it a command.
+PROGRAMS = IN_SENTENCES.keys() | {"curl", "debootstrap", "kubectl", "psql", "sudo", "uv"}
 # Variables of Prefect's that are no settings: made for one run, or read before there are settings.
 VARIABLES = re.compile(r"PREFECT__\w+|PREFECT_(UNIT_)?TEST_MODE|HEADRACE_EXECUTION_ID")
 
@@ -59,10 +99,6 @@ def help_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return text
 
 
-def flags(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
-
-
 def subcommands(text: str) -> set[str]:
     return set(re.findall(r"^ {4}([a-z]+) ", text, re.MULTILINE))
 
@@ -86,6 +122,33 @@ def test_every_command_is_understood(page: Page, parse: Callable[[list[str]], in
 
 def test_there_are_commands_to_look_at() -> None:
     assert sum(1 for page in PAGES for _ in headrace_commands(page)) >= 5
+
+
+def in_sentences(page: Page) -> set[str]:
+    """Other programs whose commands stand in the page's sentences."""
+    commands = (code for code in page.code() if code.split()[0] in PROGRAMS and code not in LAYERS)
+    return {words[0] for code in commands if " " in code for words in simple_commands(code)}
+
+
+@EVERY_PAGE
+def test_every_command_is_run_somewhere_or_has_a_reason_not_to_be(page: Page) -> None:
+    in_blocks = {(page.name, words[0]) for words in page.commands()}
+    assert in_blocks - RUN_BY.keys() - NOT_RUN.keys() == set()
+    assert in_sentences(page) - IN_SENTENCES.keys() == set()
+
+
+def test_what_is_said_to_run_commands_reads_them_from_the_page() -> None:
+    assert RUN_BY.keys() | NOT_RUN.keys() == {
+        (page.name, words[0]) for page in PAGES for words in page.commands()
+    }
+    assert not RUN_BY.keys() & NOT_RUN.keys()
+    assert IN_SENTENCES.keys() == {program for page in PAGES for program in in_sentences(page)}
+    for (page, _), runner in RUN_BY.items():
+        name = page.rpartition("/")[2]
+        assert f'"{name}"' in (text := (ROOT / runner).read_text(encoding="utf-8")) or f"/{name}" in text, (
+            page,
+            runner,
+        )
 
 
 @EVERY_PAGE

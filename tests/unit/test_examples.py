@@ -4,6 +4,7 @@ They run on systemd, Docker, Kubernetes and Grafana, which the tests do not have
 without them.
 """
 
+import base64
 import json
 import re
 import shlex
@@ -209,6 +210,62 @@ def test_the_pods_labels_are_those_that_are_looked_for() -> None:
     assert stateful["selector"]["matchLabels"] == service["spec"]["selector"] == labels
     assert stateful["serviceName"] == service["metadata"]["name"]
     assert stateful["template"]["metadata"]["annotations"]["prometheus.io/path"] == "/metrics"
+
+
+def missing(wanted: Any, found: Any, path: str = "") -> list[str]:
+    """Where something of the one value is not in the other."""
+    match wanted, found:
+        case dict(), dict():
+            pairs = cast("Json", wanted), cast("Json", found)
+            return [
+                gap
+                for key, value in pairs[0].items()
+                for gap in missing(value, pairs[1].get(key), f"{path}.{key}")
+            ]
+        case list(), list():
+            # The index is the key; what is not there is None.
+            places = enumerate(cast("list[Any]", wanted)), enumerate(cast("list[Any]", found))
+            return missing(dict(places[0]), dict(places[1]), path)
+        case _:
+            return [] if wanted == found else [path]
+
+
+def test_kubernetes_knows_every_field(tmp_path: Path) -> None:
+    """kubectl's own types leave out what they do not know, so nothing may be missing when they have read the file."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed here")
+
+    def understood(*words: str) -> Json:
+        done = subprocess.run(
+            [kubectl, *words, "--output=json"],
+            env={"HOME": str(tmp_path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return cast("Json", json.loads(done.stdout))
+
+    # Without a cluster: "local" changes what is printed, and only that.
+    ways = {"StatefulSet": ("env", "ADDED=1"), "Service": ("selector", "app.kubernetes.io/name=headrace")}
+
+    def unknown(manifest: Json) -> list[str]:
+        file = tmp_path / "manifest.json"
+        file.write_text(json.dumps(manifest))
+        thing, *change = ways[manifest["kind"]]
+        return missing(manifest, understood("set", thing, "--local", f"--filename={file}", *change))
+
+    assert ways.keys() == manifests().keys()
+    assert [gap for manifest in manifests().values() for gap in unknown(manifest)] == []
+    misspelt = manifests()["StatefulSet"]
+    misspelt["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["periodSecond"] = 20
+    assert unknown(misspelt) == [".spec.template.spec.containers.0.livenessProbe.periodSecond"]
+    # The command of its first lines makes the secret that it names.
+    (create,) = re.findall(r"^#\s+kubectl (create secret .*)$", KUBERNETES.read_text(), re.MULTILINE)
+    secret = understood(*shlex.split(create), "--dry-run=client")
+    (container,) = pod()["containers"]
+    assert [one["secretRef"]["name"] for one in container["envFrom"]] == [secret["metadata"]["name"]]
+    check_settings({name: base64.b64decode(value).decode() for name, value in secret["data"].items()})
 
 
 # --- the image
