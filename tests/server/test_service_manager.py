@@ -77,7 +77,7 @@ def test_ready_alive_stopping(
 
     gate = project.gate()
     run = project.run("waits_for_file", parameters={"gate": str(gate)})
-    api.wait_for_state(run, "RUNNING")
+    project.wait_for_fact(run, "waiting")
     manager.wait_for_line(f"STATUS=Serving work pool '{pool}': 1 run in flight, 2 of 3 slots free")
     assert not [line for line in manager.lines() if line.startswith("STOPPING")]
 
