@@ -69,7 +69,7 @@ def test_every_value_has_a_provenance(case: dict[str, Any]) -> None:
         return
     inputs, references = case_inputs(case)
     job = resolved(inputs, STOCK, references)
-    scalars = {"command", "working_dir", "stream_output", "name"}
+    scalars = {"command", "python", "working_dir", "stream_output", "name"}
     assert set(job.provenance) == scalars | {f"env.{k}" for k in job.env} | {
         f"labels.{k}" for k in job.labels
     }

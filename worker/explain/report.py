@@ -18,6 +18,7 @@ from worker.runs.job_variables import Layer, Provenance
 
 FRESH_DIRECTORY = "(a fresh directory, removed afterwards)"
 ENGINE = "(the flow engine)"
+DAEMONS_PYTHON = "(the daemon's)"
 ELASTIC = (1, 4)
 """The columns of a table that are shortened first: VALUE and FILLED BY."""
 
@@ -214,6 +215,7 @@ def _cells(row: Row, discretion: Discretion) -> tuple[str, str, str, str, str]:
 def shown_text(row: Row, discretion: Discretion) -> str:
     """A value as it stands in a table."""
     if row.value is None:
-        return {"command": ENGINE, "working_dir": FRESH_DIRECTORY}.get(row.key, "null")
+        nothing = {"command": ENGINE, "python": DAEMONS_PYTHON, "working_dir": FRESH_DIRECTORY}
+        return nothing.get(row.key, "null")
     value = discretion.value(row.value, secret=secret(row))
     return one_line(value if isinstance(value, str) else json.dumps(value))
