@@ -25,10 +25,13 @@ class Venv:
         return found
 
 
-def make_venv(directory: Path, *, with_prefect: bool = True) -> Venv:
-    """A virtual environment that sees what the tests' interpreter sees, or nothing but its marker."""
+def make_venv(directory: Path, *, name: str | None = None, with_prefect: bool = True) -> Venv:
+    """A virtual environment that sees what the tests' interpreter sees, or nothing but its marker.
+
+    It is called as its directory is, unless there is a `name`.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
-    venv = Venv(name=directory.name, directory=directory)
+    venv = Venv(name=name or directory.name, directory=directory)
     (venv.packages / f"{MARKER}.py").write_text(f"NAME = {venv.name!r}\n")
     if with_prefect:
         shared = [entry for entry in sys.path if Path(entry).name in {"site-packages", "dist-packages"}]

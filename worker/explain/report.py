@@ -47,11 +47,15 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What would be launched. `cwd` None: a directory made for the run. `cold_because` None: a warm start."""
+    """What would be launched. `cwd` None: a directory made for the run. `cold_because` None: a warm start.
+
+    `named_python`: in an interpreter that a job variable names, and so from its fork server.
+    """
 
     argv: tuple[str, ...]
     cwd: str | None
     cold_because: str | None
+    named_python: bool
     pull_steps: tuple[str, ...]
     later: tuple[str, ...]
     """Variables that get their value when the run is launched."""
@@ -161,7 +165,12 @@ def _endings(report: Report, launch: Launch, discretion: Discretion) -> list[str
     if launch.pull_steps:
         lines.append(f"pull steps, which may lead elsewhere: {', '.join(map(one_line, launch.pull_steps))}")
     if launch.cold_because is None:
-        lines.append("start method: warm, unless the fork server finds a reason against it")
+        which = (
+            f"fork server of {one_line(discretion.text(launch.argv[0]))}"
+            if launch.named_python
+            else "fork server"
+        )
+        lines.append(f"start method: warm, unless the {which} finds a reason against it")
     else:
         lines.append(f"start method: cold, because {one_line(discretion.text(launch.cold_because))}")
     lines += [_undeclared_line(one) for one in report.undeclared]

@@ -18,7 +18,7 @@ from worker.api.transport import Patience
 from worker.explain.report import Launch, Problem, Report
 from worker.explain.rows import environment_rows, job_rows, label_rows
 from worker.explain.schema import refusal, still_required
-from worker.explain.strays import undeclared, unused
+from worker.explain.strays import idle_python, undeclared, unused
 from worker.explain.subject import NEXT_RUN, UNKNOWN_ID, Kind, Question, Subject, find_subject
 from worker.processes.interpreters import locate
 from worker.processes.launch_problems import LaunchSpec, find_problem
@@ -196,11 +196,12 @@ class Explainer:
                 argv=spec.argv,
                 cwd=None if spec.cwd == _FRESH else str(spec.cwd.absolute()),
                 cold_because=reason,
+                named_python=job.python is not None and job.command is None,
                 pull_steps=_step_names(prepared.deployment.pull_steps if prepared.deployment else None),
                 later=_AT_LAUNCH,
             ),
             undeclared=undeclared(prepared.inputs, here.mode),
-            unused=unused(prepared.inputs),
+            unused=(*unused(prepared.inputs), *idle_python(job)),
             notes=job.notes,
         )
 

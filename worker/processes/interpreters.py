@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 
 from worker.processes.interpreter import Interpreter, InterpreterError, inspect_interpreter
+from worker.processes.launch_problems import unusable
 
 REMEDY = "correct the job variable `python`"
 # What decides which modules an interpreter finds, and whether it starts at all.
@@ -34,8 +35,8 @@ def locate(value: str, *, working_dir: Path | None, path: str) -> str:
     environment's interpreter is one, and its name is all that tells it from others. Raises InterpreterError for what can
     be no program on any machine.
     """
-    if "\0" in value:
-        raise InterpreterError("the job variable `python` contains a NUL character: remove it")
+    if problem := unusable(value):
+        raise InterpreterError(f"the job variable `python` {problem}")
     if "/" not in value and not value.startswith((".", "~")):
         return _in_path(value, working_dir, path)
     place = os.path.expanduser(value)  # noqa: PTH111 - Path.expanduser raises for a user that does not exist

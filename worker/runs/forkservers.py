@@ -27,6 +27,8 @@ from worker.runs.wake import Wake
 MOST_OTHERS = 4
 # How long one is kept that no run asks for, in seconds.
 IDLE_LIMIT = 600.0
+# One that was asked for so lately keeps its place: where more take turns than there are places, some stay warm.
+IN_DEMAND = 60.0
 LOOK_INTERVAL = 60.0
 
 
@@ -146,17 +148,18 @@ class ForkServers:
         if (known := self._others.get(python)) is not None:
             return known
         if len(self._others) >= MOST_OTHERS:
-            unused = [kept for kept in self._others.values() if not kept.users]
-            if not unused:
-                raise NotWarm(
-                    f"{MOST_OTHERS} other interpreters are in use, and have the room for fork servers"
-                )
-            oldest = min(unused, key=lambda kept: kept.last_used)
-            self._retire(oldest, f"{python} takes its place")
+            self._make_room(python)
         name = sha256(python.encode(errors="surrogateescape")).hexdigest()[:12]
         made = self._others[python] = self._made(python, f"forkserver-{name}.log")
         self.wake.set()
         return made
+
+    def _make_room(self, python: str) -> None:
+        before = self._monotonic() - IN_DEMAND
+        unused = [kept for kept in self._others.values() if not kept.users and kept.last_used <= before]
+        if not unused:
+            raise NotWarm(f"the fork servers of {MOST_OTHERS} other interpreters are in demand")
+        self._retire(min(unused, key=lambda kept: kept.last_used), f"{python} takes its place")
 
     def _made(self, python: str, log: str) -> _Kept:
         wake = Wake()
