@@ -30,6 +30,7 @@ from worker.metrics import Metrics
 from worker.options import Options
 from worker.processes.control import ControlChannel
 from worker.processes.forkserver import ForkServer
+from worker.processes.interpreters import Interpreters
 from worker.processes.launcher import Launcher
 from worker.processes.machine import available_memory, processors
 from worker.processes.tree import OrphanReaper
@@ -38,6 +39,7 @@ from worker.runs.cancellations import Cancellations
 from worker.runs.claim_gate import ClaimGate, free_bytes
 from worker.runs.claims import Claims
 from worker.runs.execution import Execution
+from worker.runs.forkservers import ForkServers
 from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
 from worker.runs.journal import Journal
@@ -78,8 +80,7 @@ class Parts:
     push: EventStream
     outbox: Outbox
     launcher: Launcher
-    forkserver: ForkServer | None
-    forkserver_wake: Wake
+    forkservers: ForkServers | None
     in_flight: InFlight
     freed: Wake
     events: WorkerEvents
@@ -124,19 +125,21 @@ def assemble(
     )
     leads = Leads(most=options.prefetch_seconds, fixed=options.run_once)
     launcher = Launcher()
-    forkserver_wake = Wake()
-    forkserver = None
+    forkservers = None
     why_cold = why_never_warm(StartMethod(settings.headrace.start_method), subreaper=subreaper)
     if why_cold is None:
-        forkserver = ForkServer(
+        forkservers = ForkServers(
             python=options.python,
             environment=forkserver_environment(
                 worker_environment=options.environment, settings=settings.child_environment
             ),
-            preload=settings.headrace.preload,
-            log=options.state.path / "forkserver.log",
-            launcher=launcher,
-            wake=forkserver_wake.set,
+            make=partial(
+                ForkServer,
+                preload=settings.headrace.preload,
+                launcher=launcher,
+            ),
+            directory=options.state.path,
+            monotonic=anyio.current_time,
         )
     journal = Journal(options.state.journal, now=utc_now)
     stopping = Stopping()
@@ -184,6 +187,7 @@ def assemble(
             pool=pool,
             mode=options.job_variables,
             python=options.python,
+            interpreters=Interpreters(),
             worker_name=options.name,
             worker_environment=options.environment,
             settings=settings.child_environment,
@@ -191,7 +195,7 @@ def assemble(
             hide=options.hide,
         ),
         launcher=launcher,
-        starter=Starter(launcher=launcher, forkserver=forkserver, why_cold=why_cold),
+        starter=Starter(launcher=launcher, forkservers=forkservers, why_cold=why_cold),
         control=control,
         journal=journal,
         gate=gate,
@@ -272,8 +276,7 @@ def assemble(
         cancellations=cancellations,
         outbox=outbox,
         launcher=launcher,
-        forkserver=forkserver,
-        forkserver_wake=forkserver_wake,
+        forkservers=forkservers,
         in_flight=in_flight,
         freed=freed,
         events=events,

@@ -130,8 +130,6 @@ async def serve(options: Options, settings: Settings) -> None:
             subreaper=subreaper,
         )
         stack.push_async_callback(parts.journal.close)
-        if parts.forkserver is not None:
-            stack.push_async_callback(parts.forkserver.close)
         shutdown = _shutdown(settings, parts)
         observers = _observers(stack, options, settings, parts, shutdown)
         async with attending:
@@ -225,8 +223,9 @@ async def _go_online(options: Options, parts: Parts, attending: TaskGroup) -> No
     log.info("worker.started", limit=options.limit, job_variables=options.job_variables.value)
     options.announce(f"Worker '{options.name}' started!")
     attending.start_soon(_loop(parts.pool.beat_once, what="heartbeat", after=parts.pool.heartbeat_interval))
-    if parts.forkserver is not None:
-        attending.start_soon(_loop(parts.forkserver.keep_once, what="forkserver", wake=parts.forkserver_wake))
+    if (servers := parts.forkservers) is not None:
+        keep = partial(servers.keep_once, attending, repeat)
+        attending.start_soon(_loop(keep, what="forkserver", wake=servers.wake))
 
 
 async def _reach_pool(parts: Parts) -> float:

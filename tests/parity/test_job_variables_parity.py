@@ -200,21 +200,24 @@ def test_worked_cases(stock: Stock, case: dict[str, Any]) -> None:
     assert anyio.run(_ours, inputs) == theirs
 
 
-def test_the_default_template_is_prefects_but_for_the_descriptions(stock: Stock) -> None:
+def test_the_default_template_is_prefects_but_for_the_descriptions_and_python(stock: Stock) -> None:
     def bare(template: dict[str, Any]) -> dict[str, Any]:
         template = copy.deepcopy(template)
         for attributes in template["variables"]["properties"].values():
             del attributes["description"]
         return template
 
-    assert bare(DEFAULT_BASE_JOB_TEMPLATE) == bare(stock.default_template)
+    ours = bare(DEFAULT_BASE_JOB_TEMPLATE)
+    assert ours["job_configuration"].pop("python") == "{{ python }}"
+    assert ours["variables"]["properties"].pop("python")["default"] is None
+    assert ours == bare(stock.default_template)
 
 
 def _with(configuration: dict[str, Any], properties: Any = None) -> dict[str, Any]:
     return {"job_configuration": configuration, "variables": {"properties": properties or {}}}
 
 
-STOCK_FIELDS: Final = DEFAULT_BASE_JOB_TEMPLATE["job_configuration"]
+STOCK_FIELDS: Final = [name for name in DEFAULT_BASE_JOB_TEMPLATE["job_configuration"] if name != "python"]
 NOT_A_PROPERTY: Final[tuple[Any, ...]] = (None, 5, True, 1.5, [], ["default"], "", "my default", {})
 STREAM_OUTPUT: Final[tuple[Any, ...]] = (
     *(True, False, 0, 1, 2, -1, 10**30, 0.0, -0.0, 1.0, 0.5, float("nan"), None, [], {}),

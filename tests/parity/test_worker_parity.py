@@ -158,13 +158,16 @@ def test_the_scenarios_hold_for_the_installed_release() -> None:
     assert {scenario.holds_for for scenario in SCENARIOS} == {version("prefect")}
 
 
-def test_both_give_a_pool_the_same_template(pair: Pair) -> None:
+def test_both_give_a_pool_the_same_template_but_for_python(pair: Pair) -> None:
     """Texts for the UI aside, which carry no meaning for the protocol."""
 
     def template(side: Side) -> Any:
         return without_texts(side.project.api.pool(side.worker.pool)["base_job_template"])
 
     ours, stock = pair.both(template)
+    # Ours alone: a stock worker serves a pool that declares it (tests/server/test_interpreters.py).
+    assert ours["job_configuration"].pop("python") == "{{ python }}"
+    assert ours["variables"]["properties"].pop("python")["default"] is None
     assert ours == stock
 
 

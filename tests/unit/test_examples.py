@@ -21,6 +21,7 @@ from worker.cli import command_line
 from worker.exposition import families
 from worker.health import BEAT, LONGEST_SILENCE
 from worker.observers import EXTENSION
+from worker.runs.base_job_template import DEFAULT_BASE_JOB_TEMPLATE
 from worker.settings_catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
@@ -332,3 +333,8 @@ def test_yaml_in_the_document_is_yaml() -> None:
     assert len(blocks) == 3
     assert all(isinstance(yaml.safe_load(block), dict) for block in blocks)
     assert set(re.findall(r"`(/\w+)`", text)) >= PATHS
+
+
+def test_the_template_is_the_one_that_pools_are_given() -> None:
+    template = (ROOT / "examples/job-variables/template.json").read_text(encoding="utf-8")
+    assert json.loads(template) == DEFAULT_BASE_JOB_TEMPLATE

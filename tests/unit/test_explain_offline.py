@@ -61,7 +61,7 @@ def test_the_file_of_worked_cases_is_itself_an_input() -> None:
     for case, result in zip(cases, explained.json, strict=True):
         if "expected" in case:
             assert {key: result[key] for key in case["expected"]} == case["expected"], case["name"]
-            assert set(result) == {*case["expected"], "provenance"}
+            assert set(result) == {*case["expected"], "python", "provenance"}
         else:
             expected = case["expected_error"]
             assert (result["error"]["type"], result["error"]["stage"]) == (
@@ -80,6 +80,7 @@ def test_an_object_gives_an_object(write: Any) -> None:
         "env": {"A": "1"},
         "working_dir": None,
         "stream_output": True,
+        "python": None,
         "labels": {},
         "name": None,
         "provenance": {
@@ -87,6 +88,7 @@ def test_an_object_gives_an_object(write: Any) -> None:
             "env.A": {"layer": "deployment", "overrode": [], "filled_by": []},
             "name": {"layer": "worker default", "overrode": [], "filled_by": []},
             "stream_output": {"layer": "pool default", "overrode": [], "filled_by": []},
+            "python": {"layer": "worker default", "overrode": [], "filled_by": []},
             "working_dir": {"layer": "worker default", "overrode": [], "filled_by": []},
         },
     }

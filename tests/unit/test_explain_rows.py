@@ -85,7 +85,7 @@ def test_an_undeclared_variable_names_its_layer() -> None:
     assert rows_of(flow_run={"MY_VAR": 1, "env": {"MY_VAR": 2}})["env.MY_VAR"].overrode == ("undeclared",)
 
 
-@pytest.mark.parametrize("key", ["command", "working_dir", "stream_output", "name"])
+@pytest.mark.parametrize("key", ["command", "python", "working_dir", "stream_output", "name"])
 def test_there_is_a_row_for_each_key(key: str) -> None:
     assert rows_of()[key].key == key
     assert rows_of(flow_run={"labels": {"a": "b"}})["labels.a"].value == "b"

@@ -112,7 +112,7 @@ def test_another_undeclared_variable_is_ignored_with_a_note(name: str) -> None:
     [note] = job.notes
     assert repr(name) in note
     assert "flow run" in note
-    assert "name, env, labels, command, stream_output, working_dir" in note
+    assert "name, env, labels, command, python, stream_output, working_dir" in note
     assert "hidden-value" not in note
 
 

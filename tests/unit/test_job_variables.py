@@ -69,7 +69,7 @@ def test_every_value_has_a_provenance(case: dict[str, Any]) -> None:
         return
     inputs, references = case_inputs(case)
     job = resolved(inputs, STOCK, references)
-    scalars = {"command", "working_dir", "stream_output", "name"}
+    scalars = {"command", "python", "working_dir", "stream_output", "name"}
     assert set(job.provenance) == scalars | {f"env.{k}" for k in job.env} | {
         f"labels.{k}" for k in job.labels
     }
@@ -281,6 +281,44 @@ def test_a_malformed_template_is_an_error_that_names_the_place(
         resolved(inputs_of(template=template))
     assert (raised.value.type, raised.value.stage) == (kind, "build")
     assert names in raised.value.message
+
+
+@pytest.mark.parametrize("mode", JobVariablesMode)
+@pytest.mark.parametrize(
+    ("given_inputs", "python", "layer"),
+    [
+        ({}, None, Layer.WORKER_DEFAULT),
+        ({"deployment": {"python": "/venv"}}, "/venv", Layer.DEPLOYMENT),
+        ({"deployment": {"python": "/venv"}, "flow_run": {"python": "py"}}, "py", Layer.FLOW_RUN),
+        ({"deployment": {"python": "/venv"}, "flow_run": {"python": None}}, None, Layer.FLOW_RUN),
+        ({"deployment": {"python": ""}}, None, Layer.DEPLOYMENT),
+        ({"deployment": {"python": "{{ prefect.variables.v }}"}}, "/of-a-variable", Layer.DEPLOYMENT),
+        ({"template": default_with(python="/venv")}, "/venv", Layer.POOL_DEFAULT),
+        ({"template": default_with({"python": "/venv"})}, "/venv", Layer.POOL_TEMPLATE),
+    ],
+)
+def test_an_interpreter_is_a_variable_as_any(
+    mode: JobVariablesMode, given_inputs: dict[str, Any], python: str | None, layer: Layer
+) -> None:
+    references = references_of(variables={"v": "/of-a-variable"})
+    job = resolved(inputs_of(**given_inputs), mode, references)
+    assert (job.python, job.provenance["python"].layer, job.notes) == (python, layer, ())
+
+
+@pytest.mark.parametrize("value", [5, True, ["/venv"], {"path": "/venv"}])
+def test_an_interpreter_is_named_by_a_text(value: Any) -> None:
+    with pytest.raises(JobVariablesError, match=r"python must be a string or null, got .*deployment"):
+        resolved(inputs_of(deployment={"python": value}))
+
+
+def test_a_pool_of_prefects_has_no_interpreter_and_the_log_says_how_it_gets_one() -> None:
+    template = default_with()
+    del template["job_configuration"]["python"], template["variables"]["properties"]["python"]
+    job = resolved(inputs_of(template=template, deployment={"python": "/venv"}))
+    assert job.python is None
+    (note,) = job.notes
+    assert "'python' (deployment) is ignored" in note
+    assert "add it to the pool's base job template" in note
 
 
 def test_an_error_names_every_wrong_field_and_its_layer_and_no_value() -> None:

@@ -162,6 +162,7 @@ def test_the_directory_is_the_configured_one_or_a_fresh_one(working_dir: str | N
         env={},
         labels={},
         name="n",
+        python=None,
         stream_output=False,
         working_dir=working_dir,
         provenance={},

@@ -29,6 +29,7 @@ from worker.explain.server import Explainer, Here
 from worker.explain.subject import Kind, NoSuchSubject, Question
 from worker.explain.table import printable, terminal_width
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
+from worker.processes.interpreters import Interpreters
 from worker.processes.launch_foresight import foresee
 from worker.processes.launch_problems import LaunchSpec
 from worker.processes.tree import become_subreaper
@@ -148,14 +149,17 @@ def _here(arguments: argparse.Namespace, settings: Settings, environ: Mapping[st
     own = settings.child_environment
     python = settings.headrace.python or sys.executable
     method = StartMethod(settings.headrace.start_method)
+    interpreters = Interpreters()
 
     async def look(spec: LaunchSpec, *, fresh_directory: bool, engine: bool) -> str | None:
-        problem = foresee(spec, fresh_directory=fresh_directory)
-        if problem is None and engine:
-            try:
+        try:
+            if engine and spec.argv[0] != python:
+                await interpreters.check(spec.argv[0], environment=spec.env)
+            problem = foresee(spec, fresh_directory=fresh_directory)
+            if problem is None and engine and spec.argv[0] == python:
                 await inspect_interpreter(python)
-            except InterpreterError as error:
-                return str(error)
+        except InterpreterError as error:
+            return str(error)
         return problem
 
     return Here(

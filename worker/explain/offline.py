@@ -104,6 +104,7 @@ def _report(outcome: Outcome) -> dict[str, Any]:
         return {"error": {"type": outcome.type, "stage": outcome.stage, "message": outcome.message}}
     return {
         "command": outcome.command,
+        "python": outcome.python,
         "env": dict(outcome.env),
         "working_dir": outcome.working_dir,
         "stream_output": outcome.stream_output,
@@ -119,6 +120,7 @@ def _as_table(outcome: Outcome, *, discretion: Discretion, width: int | None) ->
         return one_line(f"cannot be resolved: {outcome.type}: {outcome}")
     values: dict[str, Any] = {
         "command": outcome.command,
+        "python": outcome.python,
         "working_dir": outcome.working_dir,
         "stream_output": outcome.stream_output,
         "name": outcome.name,

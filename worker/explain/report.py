@@ -18,6 +18,7 @@ from worker.runs.job_variables import Layer, Provenance
 
 FRESH_DIRECTORY = "(a fresh directory, removed afterwards)"
 ENGINE = "(the flow engine)"
+DAEMONS_PYTHON = "(the daemon's)"
 ELASTIC = (1, 4)
 """The columns of a table that are shortened first: VALUE and FILLED BY."""
 
@@ -46,11 +47,15 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What would be launched. `cwd` None: a directory made for the run. `cold_because` None: a warm start."""
+    """What would be launched. `cwd` None: a directory made for the run. `cold_because` None: a warm start.
+
+    `named_python`: in an interpreter that a job variable names, and so from its fork server.
+    """
 
     argv: tuple[str, ...]
     cwd: str | None
     cold_because: str | None
+    named_python: bool
     pull_steps: tuple[str, ...]
     later: tuple[str, ...]
     """Variables that get their value when the run is launched."""
@@ -160,7 +165,12 @@ def _endings(report: Report, launch: Launch, discretion: Discretion) -> list[str
     if launch.pull_steps:
         lines.append(f"pull steps, which may lead elsewhere: {', '.join(map(one_line, launch.pull_steps))}")
     if launch.cold_because is None:
-        lines.append("start method: warm, unless the fork server finds a reason against it")
+        which = (
+            f"fork server of {one_line(discretion.text(launch.argv[0]))}"
+            if launch.named_python
+            else "fork server"
+        )
+        lines.append(f"start method: warm, unless the {which} finds a reason against it")
     else:
         lines.append(f"start method: cold, because {one_line(discretion.text(launch.cold_because))}")
     lines += [_undeclared_line(one) for one in report.undeclared]
@@ -214,6 +224,7 @@ def _cells(row: Row, discretion: Discretion) -> tuple[str, str, str, str, str]:
 def shown_text(row: Row, discretion: Discretion) -> str:
     """A value as it stands in a table."""
     if row.value is None:
-        return {"command": ENGINE, "working_dir": FRESH_DIRECTORY}.get(row.key, "null")
+        nothing = {"command": ENGINE, "python": DAEMONS_PYTHON, "working_dir": FRESH_DIRECTORY}
+        return nothing.get(row.key, "null")
     value = discretion.value(row.value, secret=secret(row))
     return one_line(value if isinstance(value, str) else json.dumps(value))

@@ -47,6 +47,7 @@ def job_rows(job: JobConfiguration) -> Iterator[Row]:
     """What is not environment."""
     values: dict[str, Any] = {
         "command": job.command,
+        "python": job.python,
         "working_dir": job.working_dir,
         "stream_output": job.stream_output,
         "name": job.name,

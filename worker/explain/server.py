@@ -18,8 +18,9 @@ from worker.api.transport import Patience
 from worker.explain.report import Launch, Problem, Report
 from worker.explain.rows import environment_rows, job_rows, label_rows
 from worker.explain.schema import refusal, still_required
-from worker.explain.strays import undeclared, unused
+from worker.explain.strays import idle_python, undeclared, unused
 from worker.explain.subject import NEXT_RUN, UNKNOWN_ID, Kind, Question, Subject, find_subject
+from worker.processes.interpreters import locate
 from worker.processes.launch_problems import LaunchSpec, find_problem
 from worker.processes.launcher import EXECUTION_ID
 from worker.runs.job_variables import JobVariablesError, JobVariablesMode
@@ -69,6 +70,22 @@ class _OnePool:
 
     async def read(self) -> WorkPool:
         return self.pool
+
+
+@dataclass(frozen=True, slots=True)
+class _NotAsked:
+    """Interpreters that are looked for on this machine, if it is `here` that they are to be, and not asked what they are.
+
+    What is wrong with one is for the end of the report: `Here.foresee` finds it.
+    """
+
+    here: bool
+
+    def locate(self, value: str, /, *, working_dir: Path | None, path: str) -> str:
+        return locate(value, working_dir=working_dir, path=path) if self.here else value
+
+    async def check(self, python: str, /, *, environment: Mapping[str, str]) -> None:
+        """Nothing is asked."""
 
 
 class Explainer:
@@ -148,6 +165,7 @@ class Explainer:
             pool=_OnePool(pool),
             mode=here.mode,
             python=here.python,
+            interpreters=_NotAsked(here=here.foresee is not None),
             worker_name=here.name(pool.name),
             worker_environment=here.environment,
             settings=here.settings,
@@ -161,7 +179,6 @@ class Explainer:
             spec=spec,
             command_configured=job.command is not None,
             pull_steps=prepared.deployment.pull_steps if prepared.deployment else None,
-            python=here.python,
             environment=here.forkserver_environment,
         )
         rows = environment_rows(job, prepared.layers, here.sources, everything=everything)
@@ -179,11 +196,12 @@ class Explainer:
                 argv=spec.argv,
                 cwd=None if spec.cwd == _FRESH else str(spec.cwd.absolute()),
                 cold_because=reason,
+                named_python=job.python is not None and job.command is None,
                 pull_steps=_step_names(prepared.deployment.pull_steps if prepared.deployment else None),
                 later=_AT_LAUNCH,
             ),
             undeclared=undeclared(prepared.inputs, here.mode),
-            unused=unused(prepared.inputs),
+            unused=(*unused(prepared.inputs), *idle_python(job)),
             notes=job.notes,
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from worker.explain.report import Stray
 from worker.runs.job_template import JobTemplate, read_template
-from worker.runs.job_variables import Inputs, JobVariablesMode, Layer
+from worker.runs.job_variables import Inputs, JobConfiguration, JobVariablesMode, Layer
 from worker.runs.layers import ENV, Variables, on_layer
 from worker.runs.undeclared import find_undeclared, find_unused, nearest
 
@@ -61,6 +61,15 @@ def unused(inputs: Inputs) -> tuple[Stray, ...]:
         )
         for one in find_unused(template, layers)
     )
+
+
+def idle_python(job: JobConfiguration) -> tuple[Stray, ...]:
+    """`python`, where the job has a command of its own, which may name another interpreter."""
+    if job.python is None or job.command is None:
+        return ()
+    layer = job.provenance["python"].layer
+    reason = "the job has a command, which is started in its place"
+    return (Stray(name="python", layers=(layer.value,), becomes=None, reason=reason, nearest=None),)
 
 
 def _read(inputs: Inputs) -> tuple[JobTemplate, Mapping[Layer, Variables]]:

@@ -87,7 +87,7 @@ class ForkServer:
         self.python = python
         self.environment = environment
         self._preload = tuple(preload)
-        self._output = log
+        self.output = log
         self._launcher = launcher
         self._wake = wake
         self._clock = clock
@@ -116,7 +116,7 @@ class ForkServer:
                 self._unfit = self._unfit or f"the fork server has ended{self._last_words()}"
                 self._not_before = anyio.current_time() + self._pause_after_death()
             if self._unfit is not None:
-                self._log.info("forkserver.replaced", reason=self._unfit)
+                self._log.info("forkserver.replaced", python=self.python, reason=self._unfit)
                 await self._retire()
         if self._server is None:
             return self._not_before - anyio.current_time() if self._resting() else await self._start()
@@ -192,10 +192,13 @@ class ForkServer:
         try:
             self._server, self._unfit = await self._spawn(), None
         except (OSError, LaunchError, ForkServerError) as error:
-            self._absence = f"the fork server cannot be started: {error}"
+            self._absence = f"the fork server of {self.python} cannot be started: {error}"
             if isinstance(error, ForkServerRefused):
                 self._log.warning(
-                    "forkserver.refused", reason=str(error), consequence="runs are started cold"
+                    "forkserver.refused",
+                    python=self.python,
+                    reason=str(error),
+                    consequence="runs are started cold",
                 )
                 return REFUSED_INTERVAL
             raise ForkServerError(self._absence) from error
@@ -203,6 +206,7 @@ class ForkServer:
             self._settled.set()
         self._log.info(
             "forkserver.started",
+            python=self.python,
             pid=self._server.handle.pid,
             seconds=round(anyio.current_time() - began, 2),
             preload=list(self._preload),
@@ -210,7 +214,7 @@ class ForkServer:
         return LOOK_INTERVAL
 
     async def _spawn(self) -> _Server:
-        self._output.unlink(missing_ok=True)
+        self.output.unlink(missing_ok=True)
         marker = Marker(EXECUTION_ID, uuid4().hex)
         spec = LaunchSpec(
             argv=(self.python, MAIN.name, "0"), env=self.environment, cwd=MAIN.parent, stream_output=False
@@ -220,9 +224,7 @@ class ForkServer:
         ours.setblocking(False)
         try:
             with theirs:
-                handle = self._launcher.launch(
-                    spec, output=self._output, marker=marker, stdin=theirs.fileno()
-                )
+                handle = self._launcher.launch(spec, output=self.output, marker=marker, stdin=theirs.fileno())
             await send_line(ours, {"preload": self._preload, "mark": marker})
             await self._greeted(ours)
         except BaseException:
@@ -271,7 +273,7 @@ class ForkServer:
         return NotWarm(reason)
 
     def _last_words(self) -> str:
-        words = tail(self._output, max_lines=1)
+        words = tail(self.output, max_lines=1)
         return f"; it printed: {words[0]}" if words else ""
 
 

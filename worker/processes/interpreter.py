@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -53,8 +54,17 @@ class InterpreterError(Exception):
     """A Python cannot run flows. The message is one sentence that names it and the fix."""
 
 
-async def inspect_interpreter(python: str, *, timeout: float = 30.0) -> Interpreter:
-    """Ask a Python, given by path or by name in PATH, what it is. Takes about 30 ms. Raises InterpreterError."""
+async def inspect_interpreter(
+    python: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    remedy: str = "give another with --python",
+    timeout: float = 30.0,
+) -> Interpreter:
+    """Ask a Python, given by path or by name in PATH, what it is. Takes about 30 ms. Raises InterpreterError.
+
+    `environment` is what it is asked in (default: our own); `remedy` ends the sentence of an error.
+    """
     executable = _locate(python)
     try:
         with anyio.fail_after(timeout):
@@ -62,6 +72,7 @@ async def inspect_interpreter(python: str, *, timeout: float = 30.0) -> Interpre
             done = await anyio.run_process(
                 [executable, "-c", _QUESTION],
                 cwd="/",
+                env=environment,
                 check=False,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -74,14 +85,13 @@ async def inspect_interpreter(python: str, *, timeout: float = 30.0) -> Interpre
         reason = (
             "is not a program" if error.errno == errno.ENOEXEC else f"cannot be started ({error.strerror})"
         )
-        raise InterpreterError(
-            f"the Python interpreter {executable} {reason}: give another with --python"
-        ) from error
+        raise InterpreterError(f"the Python interpreter {executable} {reason}: {remedy}") from error
     return _judge(
         executable,
         done.returncode,
         done.stdout.decode(errors="replace"),
         done.stderr.decode(errors="replace"),
+        remedy,
     )
 
 
@@ -104,21 +114,19 @@ def _explain_missing(python: str) -> str:
     )
 
 
-def _judge(executable: str, status: int, output: str, errors: str) -> Interpreter:
+def _judge(executable: str, status: int, output: str, errors: str, remedy: str) -> Interpreter:
     """What the answer means. Raises InterpreterError."""
     lines = [line for line in output.splitlines() if line.startswith(_ANSWER)]
     if status != 0 or not lines:
         words = (errors.strip() or output.strip() or "no output")[-_LAST_WORDS:].splitlines()[-1]
         raise InterpreterError(
             f"{executable} did not answer as a Python interpreter does (exit status {status}: {words}): "
-            "give another with --python"
+            f"{remedy}"
         )
     python, _, version = lines[-1].removeprefix(_ANSWER).strip().partition(" ")
     install = f"{shlex.quote(executable)} -m pip install prefect"
     if not version:
-        raise InterpreterError(
-            f"Prefect is not installed for {executable}: run `{install}`, or give another with --python"
-        )
+        raise InterpreterError(f"Prefect is not installed for {executable}: run `{install}`, or {remedy}")
     if _release(version) < _OLDEST_PREFECT:
         raise InterpreterError(
             f"Prefect {version} of {executable} is too old, 3.0 is needed: run `{install} -U`"

@@ -47,14 +47,14 @@ def find_problem(spec: LaunchSpec) -> str | None:
     if not spec.argv or not spec.argv[0]:
         return "the command is empty: set `command` to a program, or leave it out to run the Prefect engine"
     for position, argument in enumerate(spec.argv):
-        if problem := _unusable(argument):
+        if problem := unusable(argument):
             return f"argument {position} of the command {problem}"
-    if problem := _unusable(os.fspath(spec.cwd)):
+    if problem := unusable(os.fspath(spec.cwd)):
         return f"the working directory's path {problem}"
     for name, value in spec.env.items():
-        if not name or "=" in name or _unusable(name):
+        if not name or "=" in name or unusable(name):
             return f"{name!r} cannot be the name of an environment variable: rename it in `env`"
-        if problem := _unusable(value):
+        if problem := unusable(value):
             return f"the value of the environment variable {name} {problem}"
     return None
 
@@ -65,7 +65,8 @@ def size(spec: LaunchSpec) -> int:
     return sum(len(os.fsencode(text)) + 1 + _POINTER for text in strings)
 
 
-def _unusable(text: str) -> str | None:
+def unusable(text: str) -> str | None:
+    """What keeps a text from being an argument, a path or a variable, as the end of a sentence; None if nothing does."""
     if "\0" in text:
         return "contains a NUL character, which ends a string for the operating system: remove it"
     try:

@@ -1,7 +1,8 @@
 """The `process` template a worker writes into a pool that has none.
 
 Owns that data only. Keys, titles, types and defaults are those of Prefect 3.8.8 (PROTOCOL 2.1a),
-because the UI builds its forms from them; the descriptions are this project's.
+because the UI builds its forms from them; the descriptions are this project's. `python` is this project's own:
+Prefect's worker takes a template that has it, and does not look at it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ DEFAULT_BASE_JOB_TEMPLATE: Final[dict[str, Any]] = {
         "env": "{{ env }}",
         "labels": "{{ labels }}",
         "name": "{{ name }}",
+        "python": "{{ python }}",
         "stream_output": "{{ stream_output }}",
         "working_dir": "{{ working_dir }}",
     },
@@ -41,6 +43,12 @@ DEFAULT_BASE_JOB_TEMPLATE: Final[dict[str, Any]] = {
             "command": {
                 "title": "Command",
                 "description": "What to run instead of Prefect's flow engine. Normally empty.",
+                "anyOf": [{"type": "string"}, {"type": "null"}],
+                "default": None,
+            },
+            "python": {
+                "title": "Python",
+                "description": "The interpreter the flow runs in, or its virtual environment, on the worker's machine. When empty, the worker's choice. Only headrace looks at it.",
                 "anyOf": [{"type": "string"}, {"type": "null"}],
                 "default": None,
             },

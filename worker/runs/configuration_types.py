@@ -1,6 +1,7 @@
 """The types of a job configuration's fields, as lenient as Prefect's.
 
-Owns step 8 of PROTOCOL 3.1: what is accepted for each field and what it becomes. It deliberately
+Owns step 8 of PROTOCOL 3.1: what is accepted for each field and what it becomes, and the one field that Prefect does
+not have, `python`. It deliberately
 does without pydantic, whose messages quote the offending value, and values may be secret; the
 parity tests hold it to pydantic's answers.
 """
@@ -15,7 +16,7 @@ from typing import Any, Final
 from worker.runs.job_variables_error import JobVariablesError, build_error, json_type
 from worker.runs.placeholders import Path, is_object
 
-FIELDS: Final = ("command", "env", "labels", "name", "stream_output", "working_dir")
+FIELDS: Final = ("command", "env", "labels", "name", "python", "stream_output", "working_dir")
 
 _TRUE: Final = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE: Final = frozenset({"0", "off", "f", "false", "n", "no"})
@@ -23,12 +24,13 @@ _FALSE: Final = frozenset({"0", "off", "f", "false", "n", "no"})
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The checked fields. `command` is None when no command is configured."""
+    """The checked fields. `command` and `python` are None when none is configured."""
 
     command: str | None
     env: dict[str, str | None]
     labels: dict[str, str]
     name: str | None
+    python: str | None
     stream_output: bool
     working_dir: str | None
 
@@ -68,6 +70,7 @@ def check(configuration: Mapping[str, Any], blame: Callable[[Path], str]) -> Fie
         env=_env(env, problems),
         labels=_labels(configuration.get("labels", {}), problems),
         name=_text_or_null(configuration.get("name"), ("name",), problems),
+        python=_text_or_null(configuration.get("python"), ("python",), problems) or None,
         stream_output=_boolean(configuration.get("stream_output", True), ("stream_output",), problems),
         working_dir=_directory(configuration.get("working_dir"), problems),
     )

@@ -62,7 +62,8 @@ class Inputs:
 class JobConfiguration:
     """What the layers amount to.
 
-    `command` is None when none is configured; then the flow engine is to be run. A null in `env`
+    `command` is None when none is configured; then the flow engine is to be run, in the interpreter that `python` names
+    or, when that is None, the daemon's choice. A null in `env`
     means that the variable is not set by the layers. `name` falls back to the flow run's; it is what
     a `{{ ctx.… }}` path leads to, so it may be any JSON value, and is for display only.
     `provenance` is by flat key: `command`, `env.X`, `labels.a`. `notes` are lines for the run's log,
@@ -73,6 +74,7 @@ class JobConfiguration:
     env: Mapping[str, str | None]
     labels: Mapping[str, str]
     name: Any
+    python: str | None
     stream_output: bool
     working_dir: str | None
     provenance: Mapping[str, Provenance]
@@ -194,6 +196,7 @@ def _conclude(
         env=fields.env,
         labels=fields.labels,
         name=name,
+        python=fields.python,
         stream_output=fields.stream_output,
         working_dir=fields.working_dir,
         provenance=provenance,

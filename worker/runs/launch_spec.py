@@ -137,7 +137,7 @@ def launch_spec(
     environment: Mapping[str, str],
     fresh_directory: Path,
 ) -> LaunchSpec:
-    """Put the parts together. A relative working directory is relative to the daemon's own (PROTOCOL 4.1)."""
+    """Put the parts together; `python` is the interpreter, where no command is configured. A relative working directory is relative to the daemon's own (PROTOCOL 4.1)."""
     return LaunchSpec(
         argv=command_line(job.command, python=python),
         env=environment,

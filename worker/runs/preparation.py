@@ -4,6 +4,7 @@ Effects are reads only. Every failure that belongs to the run (not to the server
 `Unpreparable` with the sentence its Crashed state will carry.
 """
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ import structlog
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, NotFound
 from worker.api.models import Deployment, Flow, FlowRun, WorkPool
-from worker.processes.launch_problems import LaunchSpec
+from worker.processes.interpreter import InterpreterError
+from worker.processes.launch_problems import LaunchSpec, find_problem
 from worker.runs import automations
 from worker.runs.api_references import ApiReferences
 from worker.runs.job_variables import (
@@ -89,10 +91,22 @@ class PoolSource(Protocol):
         ...
 
 
+class NamedInterpreters(Protocol):
+    """The interpreters that job variables name, as `processes.interpreters.Interpreters` looks at them."""
+
+    def locate(self, value: str, /, *, working_dir: Path | None, path: str) -> str:
+        """The program that a value means. Raises InterpreterError."""
+        ...
+
+    async def check(self, python: str, /, *, environment: Mapping[str, str]) -> None:
+        """Make sure that it can run flows. Raises InterpreterError."""
+        ...
+
+
 class Preparation:
     """Reads and resolves; one for the daemon's life.
 
-    `python` is the interpreter flows run in; `worker_environment` and `settings` are the two layers of the
+    `python` is the interpreter of flows that name no other; `interpreters` looks at those that are named. `worker_environment` and `settings` are the two layers of the
     child's environment that come from the daemon itself (PROTOCOL 4.2). `hide` is told every secret that comes
     along, so that no log line shows it.
     """
@@ -104,6 +118,7 @@ class Preparation:
         pool: PoolSource,
         mode: JobVariablesMode,
         python: str,
+        interpreters: NamedInterpreters,
         worker_name: str,
         worker_environment: Mapping[str, str],
         settings: Mapping[str, str],
@@ -114,6 +129,7 @@ class Preparation:
         self._pool = pool
         self._mode = mode
         self._python = python
+        self._interpreters = interpreters
         self._worker_name = worker_name
         self._worker_environment = worker_environment
         self._settings = settings
@@ -145,13 +161,8 @@ class Preparation:
             command_configured=job.command is not None,
         )
         try:
-            spec = launch_spec(
-                job,
-                python=self._python,
-                environment=child_environment(layers),
-                fresh_directory=fresh_directory,
-            )
-        except CommandError as error:
+            spec = await self._spec(job, child_environment(layers), fresh_directory)
+        except (CommandError, InterpreterError) as error:
             raise Unpreparable(submission_failure(error)) from error
         return Prepared(
             spec=spec,
@@ -162,6 +173,25 @@ class Preparation:
             deployment=deployment,
             work_pool=pool,
         )
+
+    async def _spec(
+        self, job: JobConfiguration, environment: Mapping[str, str], fresh_directory: Path
+    ) -> LaunchSpec:
+        """Raises CommandError and InterpreterError."""
+        if job.python is None or job.command is not None:
+            return launch_spec(
+                job, python=self._python, environment=environment, fresh_directory=fresh_directory
+            )
+        python = self._interpreters.locate(
+            job.python,
+            working_dir=None if job.working_dir is None else Path(job.working_dir),
+            path=environment.get("PATH", os.defpath),
+        )
+        spec = launch_spec(job, python=python, environment=environment, fresh_directory=fresh_directory)
+        # What can be given to no program can not be asked with; launching says what is wrong with it.
+        if find_problem(spec) is None:
+            await self._interpreters.check(python, environment=environment)
+        return spec
 
     async def _deployment(self, flow_run: FlowRun) -> Deployment | None:
         if flow_run.deployment_id is None:

@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import anyio
 
-from worker.processes.forkserver import ForkServer
 from worker.processes.held import Held, NotWarm
 from worker.processes.launch_problems import LARGEST_STRING, LaunchError, LaunchSpec, find_problem, size
 from worker.processes.launcher import Launcher
 from worker.processes.process import ProcessHandle
 from worker.processes.process_table import Marker
 from worker.runs.claims import Standing
+from worker.runs.forkservers import ForkServers
 from worker.runs.launch_spec import child_environment, environment_layers
 
 # What the interpreter, the dynamic loader, the C library and libraries read once, before any code of ours runs.
@@ -76,20 +76,17 @@ def eligible_for_warm_start(
     spec: LaunchSpec,
     command_configured: bool,
     pull_steps: Any,
-    python: str,
     environment: Mapping[str, str],
     largest: int = LARGEST,
 ) -> str | None:
     """Why the run has to be started cold; None when it may be started warm.
 
-    `python` and `environment` are the fork server's. `largest` is how many bytes the system takes as command and
-    environment. Variables count that are read before any code of ours runs: a
-    forked process can not make up for them.
+    `environment` is the fork servers', that each interpreter has one of. `largest` is how many bytes the system takes as
+    command and environment. Variables count that are read before any code of ours runs: a forked process can not make up
+    for them.
     """
     if command_configured:
         return "it has a command of its own"
-    if spec.argv[0] != python:
-        return f"it asks for another interpreter, {spec.argv[0]}"
     names = sorted(
         name
         for name in spec.env.keys() | environment.keys()
@@ -153,11 +150,11 @@ class Ready:
 
 
 class Starter:
-    """Prepares starts; one for the daemon's life. Without a fork server every start is cold."""
+    """Prepares starts; one for the daemon's life. Without fork servers every start is cold."""
 
-    def __init__(self, *, launcher: Launcher, forkserver: ForkServer | None, why_cold: str | None) -> None:
+    def __init__(self, *, launcher: Launcher, forkservers: ForkServers | None, why_cold: str | None) -> None:
         self._launcher = launcher
-        self._forkserver = forkserver
+        self._forkservers = forkservers
         self._why_cold = why_cold
 
     @asynccontextmanager
@@ -170,20 +167,19 @@ class Starter:
         """
         if problem := find_problem(spec):
             raise LaunchError(problem)
-        server, held = self._forkserver, None
+        servers, held = self._forkservers, None
         reason = self._why_cold
-        if server is not None:
+        if servers is not None:
             reason = eligible_for_warm_start(
                 spec=spec,
                 command_configured=command_configured,
                 pull_steps=pull_steps,
-                python=server.python,
-                environment=server.environment,
+                environment=servers.environment,
             )
         async with AsyncExitStack() as stack:
-            if server is not None and reason is None:
+            if servers is not None and reason is None:
                 try:
-                    held = await stack.enter_async_context(server.hold(spec, output=output, marker=marker))
+                    held = await stack.enter_async_context(servers.hold(spec, output=output, marker=marker))
                 except NotWarm as error:
                     reason = str(error)
 

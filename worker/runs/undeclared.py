@@ -17,6 +17,9 @@ from worker.runs.job_template import JobTemplate
 from worker.runs.layers import ENV, Layer, Origin, Traced, Variables, is_dotted
 from worker.runs.placeholders import Kind, find_everywhere, is_object, split_path
 
+PYTHON: Final = "python"
+"""The one variable of headrace's own: a pool that Prefect has made knows nothing of it."""
+
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
@@ -113,6 +116,8 @@ def _env_values(layers: Mapping[Layer, Variables]) -> Iterator[Any]:
 
 
 def _reason_to_ignore(name: str, value: Any, *, env_is_used: bool) -> str | None:
+    if name == PYTHON:
+        return "it is not declared, as it is in pools that headrace makes: add it to the pool's base job template"
     if _ENVIRONMENT_NAME.fullmatch(name) is None:
         return "it is not declared"
     if isinstance(value, (dict, list)):
