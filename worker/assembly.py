@@ -6,7 +6,6 @@ Owns no behaviour. What the parts do is theirs; in which order they live and die
 import random
 import socket
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
@@ -28,6 +27,7 @@ from worker.api.events import (
 from worker.api.models import FlowRun
 from worker.metrics import Metrics
 from worker.options import Options
+from worker.parts import Parts
 from worker.processes.control import ControlChannel
 from worker.processes.forkserver import ForkServer
 from worker.processes.interpreters import Interpreters
@@ -54,6 +54,7 @@ from worker.runs.preparation import Preparation
 from worker.runs.questions import Questions
 from worker.runs.recovery import Recovery
 from worker.runs.services import Services
+from worker.runs.serving import Serving
 from worker.runs.start_method import Starter, StartMethod, forkserver_environment, why_never_warm
 from worker.runs.starts import Starts
 from worker.runs.states import States
@@ -63,37 +64,7 @@ from worker.runs.work_pool import WorkPoolKeeper
 from worker.runs.worker_events import WorkerEvents
 from worker.settings import Settings
 
-REAP_INTERVAL = 5.0
 COUNT_LIMIT = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The daemon's services, wired to each other; they live as long as the daemon."""
-
-    client: PrefectClient
-    metrics: Metrics
-    pacing: Pacing
-    pool: WorkPoolKeeper
-    poller: Poller
-    cancellations: Cancellations
-    push: EventStream
-    outbox: Outbox
-    launcher: Launcher
-    forkservers: ForkServers | None
-    in_flight: InFlight
-    freed: Wake
-    events: WorkerEvents
-    reaper: OrphanReaper
-    journal: Journal
-    recovery: Recovery
-    lost_runs: LostRuns
-    stopping: Stopping
-
-    async def reap_orphans(self) -> float:
-        """Collect what flows left to us as PID 1 or subreaper; returns the seconds until the next look."""
-        self.reaper.reap_orphans(self.launcher.waited_for)
-        return REAP_INTERVAL
 
 
 def assemble(
@@ -222,22 +193,30 @@ def assemble(
         executions.start_soon(execution.run)
         return execution
 
+    questions = Questions(client=client, pool=options.pool, work_queues=options.work_queues, now=utc_now)
     poller = Poller(
-        questions=Questions(client=client, pool=options.pool, work_queues=options.work_queues, now=utc_now),
+        questions=questions,
+        serving=Serving(
+            questions=questions,
+            leads=leads,
+            in_flight=in_flight,
+            start=start,
+            skip=start,
+            max_late=settings.headrace.max_late,
+            latest=LatestRuns(client=client, now=utc_now) if settings.headrace.only_latest else None,
+            marking=marking,
+            pause=pause,
+            now=utc_now,
+        ),
         agenda=Agenda(
             interval=settings.worker.query_seconds, random=random.random, monotonic=anyio.current_time
         ),
         leads=leads,
         in_flight=in_flight,
         wake=freed,
-        max_late=settings.headrace.max_late,
-        latest=LatestRuns(client=client, now=utc_now) if settings.headrace.only_latest else None,
         may_claim=gate.closed,
-        start=start,
-        skip=start,
-        now=utc_now,
-        marking=marking,
         pause=pause,
+        now=utc_now,
         run_once=options.run_once,
         sleep=anyio.sleep,
     )

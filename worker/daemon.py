@@ -18,10 +18,11 @@ from anyio.abc import TaskGroup
 
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, Misconfigured, NotAnApi, Unauthorized
-from worker.assembly import Parts, assemble
+from worker.assembly import assemble
 from worker.health import HealthServerError
 from worker.observers import Observers
 from worker.options import Options
+from worker.parts import Parts
 from worker.processes.control import ControlChannel
 from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.tree import become_subreaper

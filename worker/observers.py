@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from worker import __version__, health
-from worker.assembly import Parts, utc_now
+from worker.assembly import utc_now
 from worker.health import BEAT, Readiness, readiness
 from worker.options import Options
+from worker.parts import Parts
 from worker.processes.memory import MemorySampler
 from worker.runs.journal_entry import Phase
 from worker.sd_notify import ServiceManager

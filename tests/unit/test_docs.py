@@ -65,6 +65,7 @@ IN_SENTENCES = {
     "prefect": COMMANDS,
     "python": "modules that are run as programs, not commands to type",
     "systemctl": "the check of the unit asks it the same",
+    "uv": "it is a deployment's command, as it is in tests/server/test_uv.py",
 }
 # Programs whose name at the beginning of code in a sentence makes it a command.
 PROGRAMS = IN_SENTENCES.keys() | {"curl", "debootstrap", "kubectl", "psql", "sudo", "uv"}

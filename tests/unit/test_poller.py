@@ -19,8 +19,9 @@ from worker.runs.in_flight import InFlight
 from worker.runs.late_marking import DRAIN, MANY, PATIENCE, PERIOD, LateMarking
 from worker.runs.latest_runs import LatestRuns
 from worker.runs.lookahead import Agenda, Leads, unclaimable
-from worker.runs.poller import LONGEST_AGE, SPARE, Poller
+from worker.runs.poller import SPARE, Poller
 from worker.runs.questions import Questions
+from worker.runs.serving import LONGEST_AGE, Serving
 from worker.runs.starts import Starts
 from worker.runs.wake import Wake
 
@@ -202,20 +203,32 @@ class Bench:
             harmless=lambda: marking.harmless, monotonic=lambda: self.clock, sleep=self._sleep
         )
         async with self.server.client() as client:
+            questions = Questions(client=client, pool="p", work_queues=self._queues, now=lambda: self.now)
+
+            def pause() -> float:
+                return max(marking.pause(), arrivals.pause())
+
             yield Poller(
-                questions=Questions(client=client, pool="p", work_queues=self._queues, now=lambda: self.now),
+                questions=questions,
+                serving=Serving(
+                    questions=questions,
+                    leads=self.leads,
+                    in_flight=self.in_flight,
+                    start=self.start,
+                    skip=self.skip,
+                    max_late=self._max_late,
+                    latest=LatestRuns(client=client, now=lambda: self.now) if self._only_latest else None,
+                    marking=marking,
+                    pause=pause,
+                    now=lambda: self.now,
+                ),
                 agenda=Agenda(interval=10, random=lambda: 1.0, monotonic=lambda: self.clock),
                 leads=self.leads,
                 in_flight=self.in_flight,
                 wake=self.freed,
-                start=self.start,
-                now=lambda: self.now,
-                max_late=self._max_late,
-                latest=LatestRuns(client=client, now=lambda: self.now) if self._only_latest else None,
-                skip=self.skip,
                 may_claim=lambda: self.withheld,
-                marking=marking,
-                pause=lambda: max(marking.pause(), arrivals.pause()),
+                pause=pause,
+                now=lambda: self.now,
                 run_once=self._run_once,
                 sleep=self._sleep,
             )

@@ -4,6 +4,7 @@ A run passes through these modules, each step handing a frozen value to the next
 
     work_pool      the pool is found or created, kept ready, and read afresh for each run
     poller         asks for due runs, as many as there are free slots
+    serving        starts or skips the runs of an answer, in the server's order, while it is fresh
     execution      one attempt of one run, from claim to report; reads as the list of steps below
       claims         Scheduled -> Pending, won once among all workers
       automations    job variables that an automation left as templates are rendered
@@ -19,6 +20,7 @@ A run passes through these modules, each step handing a frozen value to the next
     recovery       what an earlier daemon left open in the journal: adopted (adoption), reported, given back
     lost_runs      what the server has as ours and no journal knows
     lateness       which runs of schedules have been missed for good
+    late_marking   when the server had better be left alone, as it marks runs (and arrivals: as somebody makes them)
     claim_gate     whether this machine can take another run at all
     cancellations  asks which runs in flight are being cancelled
     in_flight      the executions that hold a slot: the one list of what is going on

@@ -6,7 +6,7 @@ stand-still of a minute (docs/performance.md). Whoever makes a hundred runs in a
 the first of these runs already write their states meanwhile.
 
 Owns the judgement whether a stream of new runs goes on. Does not own hearing of them (`worker.api.events`), and what
-is held back meanwhile (`poller`, `execution`, `outbox`).
+is held back meanwhile (`poller`, `serving`, `execution`, `outbox`).
 """
 
 from collections.abc import Awaitable, Callable

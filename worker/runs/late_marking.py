@@ -6,7 +6,7 @@ after round; and somebody else's write that comes in between may bring the whole
 (docs/performance.md). Left alone, a round is over sooner and marks more.
 
 Owns the judgement when a round goes on or is about to begin. Does not own hearing of marked runs
-(`worker.api.events`), and what is held back meanwhile (`poller`, `outbox`).
+(`worker.api.events`), and what is held back meanwhile (`poller`, `serving`, `outbox`).
 """
 
 from collections.abc import Awaitable, Callable, Sequence

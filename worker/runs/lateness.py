@@ -1,7 +1,7 @@
 """Which runs made by a schedule are not worth running any more: `--max-late` and `--only-latest`.
 
 Owns the judgement of one poll answer and the words that a skipped run ends with. Asking the server, claiming
-and reporting are the poller's and the executions' business. With neither option nothing is ever skipped.
+and reporting are `serving`'s and the executions' business. With neither option nothing is ever skipped.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

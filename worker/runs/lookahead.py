@@ -1,7 +1,7 @@
 """When a run is to be claimed so that it begins when it is due, and when to look for the next one.
 
 Pure decisions and what they need to remember: how long starts have taken (`Leads`), when the next question is due
-(`Agenda`). Asking, claiming and waiting are the poller's. Decisions about runs always come from a fresh answer; what
+(`Agenda`). Asking and waiting are the poller's, claiming is `serving`'s. Decisions about runs always come from a fresh answer; what
 is remembered here only says when to ask.
 """
 

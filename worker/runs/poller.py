@@ -1,36 +1,22 @@
-"""Finds due runs and starts an execution for each that can start now.
+"""Asks the server for due runs, when and for as many as there is reason to.
 
-Claims happen one after the other, in the server's order, right after the answer they come from: an old
-answer could re-run a finished run (PROTOCOL 2.6). Runs are never held back in a queue here; what cannot
-start now stays Scheduled, for this daemon later or for another one now. Runs that are not worth running any
-more are skipped; which these are is `lateness`' judgement. When to ask, and how early a run is claimed, is
-`lookahead`'s.
+What is started, skipped or left of an answer is `serving`'s, the words of the question are `questions`', and when the
+next one is due is `lookahead`'s judgement.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 import structlog
 
 from worker.api.models import FlowRun
-from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
-from worker.runs.late_marking import LateMarking
-from worker.runs.lateness import Skip, plan
-from worker.runs.latest_runs import LatestRuns
-from worker.runs.lookahead import PAUSE_BEFORE_QUESTION, Agenda, Leads, later, unclaimable
+from worker.runs.lookahead import PAUSE_BEFORE_QUESTION, Agenda, Leads, later
 from worker.runs.questions import Questions
+from worker.runs.serving import Served, Serving
 from worker.runs.wake import Wake
 
-# A poll answer older than this says nothing any more.
-LONGEST_AGE = timedelta(seconds=5)
-# How much of that, and how many runs, may go into skipping before the others are started. Skips come first: a
-# skipped run holds its slots, here and of its deployment, only for a moment, a started one for as long as its flow
-# takes, and while the deployment's are taken the server refuses every claim.
-SKIPPING_AGE = timedelta(seconds=2)
-MOST_SKIPS = 50
 # How many more runs are asked for than there is room for: some claims are lost to other workers. A server refuses a
 # limit above its own (200 unless configured), so a large one is left to it.
 SPARE = 8
@@ -39,76 +25,44 @@ MOST_LIMITED = 50
 RUN_ONCE_PAUSE = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What became of an answer: runs started, and whether it grew too old first, or room ran out.
-
-    `skipped`: some were that had not been tried before, so that others may have come into sight.
-    """
-
-    started: int
-    cut_off: bool = False
-    left: bool = False
-    skipped: bool = False
-
-
 class Poller:
-    """Asks, and hands each claimable run to `start`, waiting until its claim is decided.
+    """Asks, and has each answer served.
 
-    `agenda` says when to ask, `leads` how long before its due time a run is claimed. `max_late` (seconds, None
-    for never) and `latest` (None: all are run) say which runs of schedules are skipped instead. With `run_once` one step serves
+    `agenda` says when to ask, `leads` how long before its due time a run is claimed. With `run_once` one step serves
     all that is found. `wake` is for the loop that calls `poll_once`: rung when the next question cannot wait.
-
-    `skip` starts an execution that claims the run and reports it Cancelled with this message; its claim is
-    decided when it is over, and its slots (here and of its deployment) are free again. `may_claim` is asked
-    before each question: None, or why nothing is to be claimed now. `pause`: for how many seconds the server is to be
-    left alone. `marking` is told which runs wait.
+    `may_claim` is asked before each question: None, or why nothing is to be claimed now. `pause`: for how many seconds
+    the server is to be left alone.
     """
 
     def __init__(
         self,
         *,
         questions: Questions,
+        serving: Serving,
         agenda: Agenda,
         leads: Leads,
         in_flight: InFlight,
         wake: Wake,
-        start: Callable[[FlowRun], Execution],
-        now: Callable[[], datetime],
-        max_late: float | None,
-        latest: LatestRuns | None,
-        skip: Callable[[FlowRun, str], Execution],
         may_claim: Callable[[], str | None],
-        marking: LateMarking,
         pause: Callable[[], float],
+        now: Callable[[], datetime],
         run_once: bool = False,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._questions = questions
+        self._serving = serving
         self._agenda = agenda
         self._leads = leads
         self._in_flight = in_flight
         self._wake = wake
-        self._start = start
-        self._now = now
-        self._max_late = None if max_late is None else timedelta(seconds=max_late)
-        self._latest = latest
-        self._judged = max_late is not None or latest is not None
-        self._skip = skip
         self._may_claim = may_claim
-        self._marking = marking
         self._pause = pause
-        self._sleep = sleep
+        self._now = now
         self._run_once = run_once
+        self._sleep = sleep
         self._log = structlog.get_logger()
-        self._tried: frozenset[UUID] = frozenset()
-        # The last answer had grown too old before a run could be started: the next one is for starting only.
-        self._starved = False
-        # What there was no room for in the last answer, and when that came.
-        self._rest: Sequence[FlowRun] = ()
-        self._answered = now()
-        # Whether the question was due by the interval, for the log.
-        self._ahead = True
+        # Whether the question was due by the interval.
+        self._looked = True
         self._idle = False
 
     def hint(self, _flow_run_id: UUID | None = None) -> None:
@@ -155,7 +109,7 @@ class Poller:
             await self._ask_for_nothing(withheld)
             return self._agenda.delay(now=self._now())
         self._in_flight.want(wanted=False)
-        self._ahead = self._agenda.look_is_due
+        self._looked = self._agenda.look_is_due
         answer, limit = await self._ask_for_startable()
         served = await self._serve(answer)
         cut_short = served.cut_off or served.skipped or served.left
@@ -174,21 +128,15 @@ class Poller:
         Only while there is no news, and each is looked at again: that is kinder to the server than a question, which
         makes it write (PROTOCOL 2.3).
         """
-        rest, self._rest = self._rest, ()
-        if (
-            not rest
-            or self._judged
-            or self._agenda.hinted
-            or self._agenda.look_is_due
-            or self._in_flight.room == 0
-        ):
+        rest = self._serving.forget_rest()
+        stale = self._serving.judges or self._agenda.hinted or self._agenda.look_is_due
+        if not rest or stale or self._in_flight.room == 0:
             return False
-        served = await self._start_all(rest, self._answered)
+        served = await self._serving.start_rest(rest)
         self._agenda.found(served.started)
-        self._log.debug("poll.continued", started=served.started, rest=len(self._rest))
         return served.left
 
-    async def _serve_rest(self, served: _Served) -> None:
+    async def _serve_rest(self, served: Served) -> None:
         """Go on until everything that was found is served, or the slots are used up: there is no other poll."""
         while (served.left or served.cut_off) and self._in_flight.free != 0:
             pause = self._pause() or (RUN_ONCE_PAUSE if self._may_claim() is not None else 0.0)
@@ -221,92 +169,12 @@ class Poller:
             if not ahead:
                 return runs, None
         enough = self._in_flight.room + SPARE
-        limit = None if self._judged or self._run_once or enough > MOST_LIMITED else enough
+        limit = None if self._serving.judges or self._run_once or enough > MOST_LIMITED else enough
         return await self._questions.ask(lead=self._leads.longest, limit=limit), limit
 
-    async def _serve(self, runs: Sequence[FlowRun]) -> _Served:
-        """Skip and start what is to be, on an answer that has just come."""
-        answered = self._now()
-        await self._marking.look(runs, now=answered)
-        latest, stand_in = None, True
-        if self._latest is not None:
-            latest = await self._latest.of(runs)
-            if self._older(answered, SKIPPING_AGE):
-                # What has been learnt about the series still holds, what the runs' states were does not.
-                runs, stand_in = await self._questions.ask(lead=self._leads.longest, limit=None), False
-                answered = self._now()
-        ahead = later(runs, now=self._now(), leads=self._leads)
-        self._agenda.note(ahead)
-        self._idle = len(runs) == len(ahead)
-        todo = plan(runs, now=self._now(), max_late=self._max_late, latest=latest, stand_in=stand_in)
-        progress = await self._skip_some(() if self._starved else todo.skips, answered)
-        served = await self._start_all(todo.starts, answered)
-        self._starved = served.cut_off and not served.started
+    async def _serve(self, runs: Sequence[FlowRun]) -> Served:
+        served = await self._serving.serve(runs, looked=self._looked)
+        self._agenda.note(served.ahead)
         self._agenda.found(served.started)
-        self._log.debug(
-            "poll.done",
-            ahead=self._ahead,
-            found=len(runs),
-            started=served.started,
-            in_flight=len(self._in_flight),
-            starting=self._in_flight.starting,
-            skipped=len(self._tried),
-            cut_off=served.cut_off,
-        )
-        return replace(served, skipped=progress)
-
-    def _older(self, answered: datetime, age: timedelta) -> bool:
-        return self._now() - answered > age
-
-    async def _skip_some(self, skips: Sequence[Skip], answered: datetime) -> bool:
-        """Skip runs for a limited time, the limit of one poll; True when more is to be done at once.
-
-        A run whose skipping was tried at the last poll, too, comes last: the server may refuse its claim for ever.
-        """
-        tried: set[UUID] = set()
-        for one in sorted(skips, key=lambda one: one.flow_run.id in self._tried):
-            if len(tried) == MOST_SKIPS or self._older(answered, SKIPPING_AGE) or self._is_full():
-                break
-            if self._is_claimable(one.flow_run) and await self._still_waits(one.flow_run):
-                await self._skip(one.flow_run, one.message).claim_decided()
-                tried.add(one.flow_run.id)
-        progress = not tried <= self._tried
-        self._tried = frozenset(tried)
-        return progress
-
-    async def _start_all(self, flow_runs: Sequence[FlowRun], answered: datetime) -> _Served:
-        """Start what can be started on an answer."""
-        started = 0
-        for position, flow_run in enumerate(flow_runs):
-            if not self._is_claimable(flow_run):
-                continue
-            if self._is_full():
-                self._rest, self._answered = flow_runs[position:], answered
-                return _Served(started, left=True)
-            if self._older(answered, LONGEST_AGE):
-                return _Served(started, cut_off=True)
-            if not await self._still_waits(flow_run):
-                continue
-            await self._start(flow_run).claim_decided()
-            started += 1
-        return _Served(started)
-
-    def _is_full(self) -> bool:
-        """There is no room for a run that could use it."""
-        full = self._in_flight.room == 0 or self._pause() > 0
-        if full:
-            self._in_flight.want(wanted=True)
-        return full
-
-    def _is_claimable(self, flow_run: FlowRun) -> bool:
-        in_flight = flow_run.id in self._in_flight
-        reason = unclaimable(flow_run, now=self._now(), in_flight=in_flight, leads=self._leads)
-        if reason is not None:
-            self._log.debug("flow_run.left", flow_run_id=str(flow_run.id), reason=reason)
-            if in_flight:
-                self._in_flight.want(wanted=True)
-        return reason is None
-
-    async def _still_waits(self, flow_run: FlowRun) -> bool:
-        # Recovery may have adopted its process while we asked.
-        return await self._questions.still_waits(flow_run) and flow_run.id not in self._in_flight
+        self._idle = served.idle
+        return served

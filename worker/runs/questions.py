@@ -1,7 +1,7 @@
 """The poll's question: which runs of ours may be claimed, and is this one still as the answer had it.
 
 Owns the words to the server, what is said when it refuses the question, and how old an answer is. Does not own when to
-ask, and what becomes of the runs (`poller`).
+ask (`poller`), and what becomes of the runs (`serving`).
 """
 
 from collections.abc import Callable, Sequence

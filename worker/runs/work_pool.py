@@ -1,6 +1,6 @@
 """The work pool on the server: found or created, repaired when empty, kept alive by heartbeats.
 
-Owns the latest pool as the server described it. Which runs to take from it is the poller's business.
+Owns the latest pool as the server described it. Which runs to take from it is `serving`'s business.
 """
 
 from collections.abc import Callable, Mapping, Sequence
