@@ -33,7 +33,7 @@ demo: $(STAMP) ## See real flow runs, job variables from every layer, on a real 
 test: $(STAMP) ## Run the whole test suite: unit, server, parity, faults (ARGS='...' goes to pytest)
 	$(BIN)/python -m pytest -m "not ui and not long" -n 2 --dist loadfile $(ARGS)
 
-test-long: $(STAMP) ## Run the tests that take minutes: outages, shortages, deletions, deaths; before a release
+test-long: $(STAMP) ## Run the tests that take minutes: outages, shortages, deaths, more parity; before a release
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile $(ARGS)
 
 RUNS ?= 60

@@ -251,6 +251,7 @@ SHARP: Final[list[Case]] = [
 """Inputs at the edge of each rule, so that no run of the tests depends on chance to meet them."""
 
 
+@pytest.mark.long
 @pytest.mark.anyio
 @pytest.mark.timeout(600)  # thousands of resolutions, twice each
 async def test_sharp_input(stock: Stock) -> None:

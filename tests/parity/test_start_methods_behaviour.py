@@ -14,7 +14,7 @@ from tests.support.daemons import StartWorker
 from tests.support.start_methods import Pair, Place, Run, Scenario, run_side_by_side
 from tests.support.start_methods_differences import difference
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 def cancel(run: Run) -> bool:

@@ -17,7 +17,7 @@ from tests.support.project import Project
 from tests.support.wait import wait_for
 from worker.runs.worker_events import slug
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 LOGGER = "prefect.flow_runs.worker"
 NAMES = (

@@ -257,6 +257,7 @@ async def test_an_action_on_the_trigger_is_about_the_automations_own_event(
     assert about == part
 
 
+@pytest.mark.long
 async def test_an_automation_that_fires_because_no_event_came_has_none(
     target: Target, source: Source
 ) -> None:

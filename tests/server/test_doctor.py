@@ -114,6 +114,7 @@ def test_no_address_and_no_settings(doctor: Callable[..., Checks]) -> None:
     assert checks["server"]["status"] == "skipped"
 
 
+@pytest.mark.long
 def test_credentials_and_csrf_tokens(
     doctor: Callable[..., Checks], start_prefect_server: Callable[..., AbstractContextManager[PrefectServer]]
 ) -> None:

@@ -30,6 +30,7 @@ def wait_reported(worker: Worker, *runs: str, timeout: float = 120) -> None:
         worker.wait_for_event("flow_run.reported", flow_run_id=run_id, timeout=timeout)
 
 
+@pytest.mark.long
 def test_with_no_prefetch_a_run_is_not_claimed_before_it_is_due_and_others_are(
     api: PrefectApi, project: Project, daemon: StartWorker
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_slot_is_handed_on_when_the_end_is_known(
     assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_a_run_that_is_retried_waits_for_its_own_process(
     api: PrefectApi, project: Project, daemon: StartWorker
 ) -> None:

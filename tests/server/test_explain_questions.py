@@ -300,6 +300,7 @@ def test_servers_that_do_not_answer_or_are_none(here: ExplainHere, prefect_serve
     assert "PREFECT_API_URL must be set to explain what is on a server" in unset.err
 
 
+@pytest.mark.long
 def test_credentials_that_are_refused(
     start_prefect_server: Callable[..., AbstractContextManager[PrefectServer]], tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def test_hooks_after_a_hard_death_run_in_the_flows_interpreter(place: Place, api
     assert hook(place.project, run_id)["executable"] == place.other.python
 
 
+@pytest.mark.long
 def test_an_environment_that_was_made_anew_is_noticed(place: Place, api: PrefectApi, tmp_path: Path) -> None:
     old = make_venv(tmp_path / "venv")
     first = place.run(str(old.directory))
@@ -194,6 +195,7 @@ def test_an_environment_that_was_made_anew_is_noticed(place: Place, api: Prefect
     assert place.fact(third)["marker"] == "made anew"
 
 
+@pytest.mark.long
 def test_explain_tells_the_interpreter_and_whether_it_is_there(place: Place, tmp_path: Path) -> None:
     def ask(*flags: str, **variables: object) -> tuple[int, Json]:
         deployment = place.project.deploy(
@@ -227,6 +229,7 @@ def test_explain_tells_the_interpreter_and_whether_it_is_there(place: Place, tmp
     assert f"warm, unless the fork server of {place.one.python} finds" in text
 
 
+@pytest.mark.long
 def test_a_run_that_was_adopted_has_its_hooks_in_its_interpreter(
     api: PrefectApi, daemon: StartWorker, venvs: tuple[Venv, Venv], project_on: ProjectOn
 ) -> None:
@@ -247,6 +250,7 @@ def test_a_run_that_was_adopted_has_its_hooks_in_its_interpreter(
     assert second.stop() == 0
 
 
+@pytest.mark.long
 def test_a_fork_server_that_no_run_asks_for_ends_and_comes_back(
     api: PrefectApi, daemon: StartWorker, venvs: tuple[Venv, Venv], project_on: ProjectOn
 ) -> None:
@@ -265,6 +269,7 @@ def test_a_fork_server_that_no_run_asks_for_ends_and_comes_back(
     assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_a_pool_that_headrace_made_is_served_by_stock_as_any_and_run_once_works(
     api: PrefectApi,
     daemon: StartWorker,

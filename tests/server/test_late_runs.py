@@ -69,6 +69,7 @@ def assert_skipped(api: PrefectApi, runs: Collection[Json], message: str) -> Non
         assert final["run_count"] == 0
 
 
+@pytest.mark.long
 def test_of_sixty_missed_minutes_two_daemons_run_the_latest_once(
     api: PrefectApi, pool: str, project: Project, daemon: StartWorker
 ) -> None:

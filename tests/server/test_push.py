@@ -146,6 +146,7 @@ async def test_other_states_of_our_runs_do_not_ring(
         assert run_id not in found.heard()
 
 
+@pytest.mark.long
 async def test_credentials_are_sent_and_wrong_ones_are_told_once_and_tried_rarely(
     start_prefect_server: StartServer,
 ) -> None:

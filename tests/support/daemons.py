@@ -86,7 +86,7 @@ class Worker:
         if not alive:
             raise AssertionError(f"{self.name} ended before it started\n{self.service.transcript()}")
 
-    def stop(self, *, timeout: float = 60.0) -> int:
+    def stop(self, *, timeout: float = 180.0) -> int:
         """SIGTERM and wait; the exit code."""
         return self.service.stop(timeout=timeout)
 
