@@ -115,9 +115,11 @@ def assemble(
     journal = Journal(options.state.journal, now=utc_now)
     stopping = Stopping()
     marking = LateMarking(count=partial(_count_unmarked, client), monotonic=anyio.current_time)
-    arrivals = Arrivals(harmless=lambda: marking.harmless, monotonic=anyio.current_time, sleep=anyio.sleep)
+    arrivals = Arrivals(monotonic=anyio.current_time)
 
     def pause() -> float:
+        if settings.api.is_cloud or marking.harmless:
+            return 0.0
         return max(marking.pause(), arrivals.pause())
 
     outbox = Outbox(
@@ -127,7 +129,7 @@ def assemble(
         enabled=settings.logging.to_api_enabled,
         max_message=settings.logging.to_api_max_log_size,
         interval=settings.logging.to_api_batch_interval,
-        calm=lambda: poller.idle and not len(in_flight),
+        calm=lambda: poller.ended or (poller.idle and not len(in_flight)),
         hold=pause,
     )
     events = WorkerEvents(outbox=outbox, worker_name=options.name, version=__version__)
@@ -170,7 +172,6 @@ def assemble(
         control=control,
         journal=journal,
         gate=gate,
-        arrivals=arrivals,
         stopping=stopping,
         in_flight=in_flight,
         leads=leads,

@@ -156,6 +156,7 @@ async def serve(options: Options, settings: Settings) -> None:
                             parts.poller.poll_once, what="poll", wake=parts.freed, once=options.run_once
                         )
                         shutdown.end_intake()
+                    parts.poller.end()
                     if len(parts.in_flight):
                         log.info("worker.draining", in_flight=len(parts.in_flight))
             await _sign_off(parts)
@@ -250,8 +251,10 @@ async def _sign_off(parts: Parts) -> None:
     """The last event and log lines; the server has a few seconds to take them."""
     if parts.pool.current is not None:
         parts.events.stopped(parts.pool.current)
-    with anyio.move_on_after(LAST_FLUSH_LIMIT, shield=True):
+    with anyio.move_on_after(LAST_FLUSH_LIMIT, shield=True) as limit:
         await parts.outbox.flush_once(last=True)
+    if limit.cancelled_caught:
+        parts.outbox.abandon(f"the server did not take them within {LAST_FLUSH_LIMIT:g} s")
 
 
 async def _connect(stack: AsyncExitStack, options: Options, settings: Settings) -> PrefectClient:

@@ -199,9 +199,7 @@ class Bench:
     @asynccontextmanager
     async def poller(self) -> AsyncGenerator[Poller]:
         marking = LateMarking(count=self._count, monotonic=lambda: self.clock)
-        self.arrivals = arrivals = Arrivals(
-            harmless=lambda: marking.harmless, monotonic=lambda: self.clock, sleep=self._sleep
-        )
+        self.arrivals = arrivals = Arrivals(monotonic=lambda: self.clock)
         async with self.server.client() as client:
             questions = Questions(client=client, pool="p", work_queues=self._queues, now=lambda: self.now)
 

@@ -137,7 +137,6 @@ class Execution:
         async with AsyncExitStack() as stack:
             try:
                 prepared = await self._prepare(workspace, address)
-                await self._services.arrivals.over()
                 ready = prepared and await self._make_ready(stack, prepared, workspace)
                 # The last moment at which nothing has been started.
                 await anyio.lowlevel.checkpoint_if_cancelled()

@@ -176,6 +176,17 @@ class Outbox:
                 await self._deliver("labels", 1, send)
         return self._interval
 
+    def abandon(self, reason: str) -> None:
+        """Say what is lost, as there will be no other time."""
+        waiting = {
+            "logs": len(self._records),
+            "events": len(self._events),
+            "labels": len(self._labels) + len(self._urgent_labels),
+        }
+        for what, count in waiting.items():
+            if count:
+                self._log.warning("outbox.dropped", what=what, count=count, reason=reason)
+
     def _time_for(self, label: "_Label") -> bool:
         return self._calm() or self._monotonic() - label.since >= _LABELS_PATIENCE
 

@@ -64,12 +64,22 @@ class Poller:
         # Whether the question was due by the interval.
         self._looked = True
         self._idle = False
+        self._ended = False
 
     def hint(self, _flow_run_id: UUID | None = None) -> None:
         """Somebody heard that a run of our pool may have become claimable, or may have missed hearing it."""
         self._idle = False
         if self._agenda.hint():
             self._wake.set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is asked any more."""
+        return self._ended
+
+    def end(self) -> None:
+        """Nothing is asked any more: the daemon claims no further run."""
+        self._ended = True
 
     @property
     def idle(self) -> bool:

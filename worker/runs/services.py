@@ -11,7 +11,6 @@ from worker.metrics import Metrics
 from worker.processes.control import ControlChannel
 from worker.processes.launcher import Launcher
 from worker.processes.output import Mask
-from worker.runs.arrivals import Arrivals
 from worker.runs.claim_gate import ClaimGate
 from worker.runs.claims import Claims
 from worker.runs.hooks import HookRunner
@@ -43,7 +42,6 @@ class Services:
     control: ControlChannel
     journal: Journal
     gate: ClaimGate
-    arrivals: Arrivals
     stopping: Stopping
     in_flight: InFlight
     leads: Leads
