@@ -22,10 +22,10 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long check chaos bench clean
+.PHONY: help venv demo test test-long test-ui screenshots check chaos bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## See real flow runs, job variables from every layer, on a real Prefect server (KEEP=1 leaves it up)
 	@$(BIN)/python examples/demo.py $(if $(filter-out 0 no false,$(KEEP)),--keep)
@@ -35,6 +35,14 @@ test: $(STAMP) ## Run the whole test suite: unit, server, parity, faults (ARGS='
 
 test-long: $(STAMP) ## Run the tests that take minutes: outages, shortages, deaths, more parity; before a release
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile $(ARGS)
+
+test-ui: $(STAMP) ## Use Prefect's own UI in a real browser (needs Debian's chromium and chromium-driver)
+	@for program in chromium chromedriver; do command -v $$program >/dev/null || { \
+	    echo "make: no $$program here. On Debian and Ubuntu: apt-get install chromium chromium-driver" >&2; exit 1; }; done
+	$(BIN)/python -m pytest -m ui $(ARGS) tests/ui
+
+screenshots: $(STAMP) ## Take the pictures in docs/images anew (needs what test-ui needs)
+	$(BIN)/python -m tests.ui.screenshots docs/images
 
 RUNS ?= 60
 KILLS ?= 15

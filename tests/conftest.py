@@ -15,7 +15,7 @@ from tests.support.api import PrefectApi
 from tests.support.daemons import ROLE_DAEMON, ROLE_STOCK, StartWorker, worker_factory
 from tests.support.server import PrefectServer, running_server, snapshot
 
-TIERS_WITH_PROCESSES = ("server", "parity", "faults")
+TIERS_WITH_PROCESSES = ("server", "parity", "faults", "ui")
 TESTS = Path(__file__).parent
 
 

@@ -197,6 +197,7 @@ def _start(
 ) -> tuple[Service, str]:
     for attempt in ("first", "second"):
         chosen = free_port() if port is None else port
+        api_url = f"http://127.0.0.1:{chosen}/api"
         service = spawn(
             [_prefect(), "server", "start", "--host", "127.0.0.1", "--port", str(chosen)],
             name=f"prefect-server-{attempt}",
@@ -207,11 +208,11 @@ def _start(
                 "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
                 "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
                 "PREFECT_SERVER_UI_ENABLED": "false",
+                "PREFECT_SERVER_UI_API_URL": api_url,
                 "PYTHONPATH": str(SITE),
             }
             | dict(settings),
         )
-        api_url = f"http://127.0.0.1:{chosen}/api"
         if service.wait_until_true(lambda url=api_url: _healthy(url), timeout=READY_TIMEOUT):
             return service, api_url
         transcript = service.transcript()
