@@ -14,8 +14,8 @@ from bench.processes import BenchError
 Json = dict[str, Any]
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-# A write can wait a minute for the database; a server on SQLite answers 503 while another writer has it.
-_ANSWER_SECONDS = 120.0
+# A write can wait a minute for the database, and another for the next stand-still; a server on SQLite answers 503 while another writer has it.
+_ANSWER_SECONDS = 600.0
 _BUSY_TRIES = 120
 _BUSY_PAUSE = 0.5
 _PAGE = 200
