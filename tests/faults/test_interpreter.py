@@ -1,13 +1,17 @@
 """Asking real interpreters, and things that are none, whether they can run flows."""
 
+import os
+import resource
 import sys
 import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 
-from worker.processes.interpreter import InterpreterError, inspect_interpreter
+from tests.support.wait import wait_for
+from worker.processes.interpreter import InterpreterError, NotAsked, inspect_interpreter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
@@ -113,3 +117,33 @@ async def test_what_lies_in_the_current_directory_does_not_count(
     (tmp_path / "json.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(fake_prefect(tmp_path, "9.9.9"))
     assert (await inspect_interpreter(sys.executable)).prefect_version == version("prefect")
+
+
+async def test_one_that_never_stops_talking_is_ended(tmp_path: Path) -> None:
+    talker = program(tmp_path, f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec cat /dev/zero\n")
+    assert "did not answer as a Python interpreter does" in await refusal(talker)
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not psutil.pid_exists(pid), description="its end")
+
+
+async def test_what_a_wrapper_has_started_ends_with_it(tmp_path: Path) -> None:
+    wrapper = program(tmp_path, f"#!/bin/sh\nsleep 600 &\necho $! > {tmp_path}/pid\nwait\n")
+    assert "did not answer within" in await refusal(wrapper, timeout=3)
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(
+        lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE,
+        description="the end of what it had started",
+    )
+
+
+async def test_without_a_descriptor_nothing_is_known() -> None:
+    await inspect_interpreter(sys.executable)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open("/", os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(NotAsked, match="cannot be asked now"):
+            await inspect_interpreter(sys.executable)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -65,10 +65,14 @@ def test_many_runs_made_at_once_are_all_started(
     api: PrefectApi, module_project: Project, listener: Worker
 ) -> None:
     deployment = module_project.deploy()
-    runs = [api.create_flow_run(deployment, name=f"burst-{uuid.uuid4().hex[:6]}") for _ in range(8)]
-    for run_id in runs:
-        module_project.seen(run_id)
-        listener.wait_for_event("flow_run.reported", flow_run_id=run_id)
+    for _ in range(5):
+        runs = [api.create_flow_run(deployment, name=f"burst-{uuid.uuid4().hex[:6]}") for _ in range(8)]
+        for run_id in runs:
+            module_project.seen(run_id)
+            listener.wait_for_event("flow_run.reported", flow_run_id=run_id)
+        if listener.events("arrivals.held"):
+            break  # They may have come too slowly to be a stream.
+    assert listener.events("arrivals.held"), "who makes them is let finish"
 
 
 def test_a_run_made_for_later_is_heard_of_and_started_when_it_is_due(

@@ -233,3 +233,24 @@ async def test_none_makes_room_that_a_run_is_being_started_from(tmp_path: Path) 
             await kept.use(A)
             await kept.rest()
             assert kept.living() == [OWN, *FULL[2:], FULL[0], A]
+
+
+async def test_one_whose_file_cannot_be_removed_is_let_go_all_the_same(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        await kept.use(*FULL)
+        kept.now += IN_DEMAND
+        for server in kept.made[1:]:
+            server.output.unlink()
+            server.output.mkdir()  # which unlink(2) refuses
+        await kept.use(A)
+        await kept.rest()
+        assert kept.living() == [OWN, *FULL[1:], A]
+        for server in kept.made[2:-1]:
+            server.output.rmdir()
+
+
+async def test_what_an_earlier_daemon_has_left_of_others_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "forkserver-0123456789ab.log"
+    left.write_text("of an interpreter that nobody names any more")
+    async with keeping(tmp_path):
+        assert not left.exists()

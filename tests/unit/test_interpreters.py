@@ -1,14 +1,16 @@
 """The job variable `python`: which program a value means, what it cannot be, and that each is asked once."""
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
 import pytest
 
-from worker.processes.interpreter import Interpreter, InterpreterError
-from worker.processes.interpreters import Interpreters, locate
+from worker.processes import interpreters
+from worker.processes.interpreter import Interpreter, InterpreterError, NoAnswer, NotAsked
+from worker.processes.interpreters import ANSWER_LIMIT, SILENCE, Interpreters, locate
 
 pytestmark = pytest.mark.anyio
 
@@ -91,20 +93,25 @@ def test_what_can_be_the_path_of_nothing(value: str, word: str) -> None:
 class Asked:
     """Interpreters that remember who was asked, and answer when they are let."""
 
-    def __init__(self, *, error: str | None = None) -> None:
+    def __init__(self, *, error: str | None = None, kind: type[InterpreterError] = InterpreterError) -> None:
         self.error = error
+        self.kind = kind
+        self.clock = 0.0
         self.asked: list[str] = []
         self.environments: list[Mapping[str, str]] = []
         self.may_answer = anyio.Event()
         self.may_answer.set()
-        self.interpreters = Interpreters(inspect=self._inspect)
+        self.interpreters = Interpreters(inspect=self._inspect, monotonic=lambda: self.clock)
 
-    async def _inspect(self, python: str, *, environment: Mapping[str, str], remedy: str) -> Interpreter:
+    async def _inspect(
+        self, python: str, *, environment: Mapping[str, str], remedy: str, timeout: float
+    ) -> Interpreter:
+        assert timeout == ANSWER_LIMIT
         self.asked.append(python)
         self.environments.append(environment)
         await self.may_answer.wait()
         if self.error is not None:
-            raise InterpreterError(f"{self.error}, or {remedy}")
+            raise self.kind(f"{self.error}, or {remedy}")
         return Interpreter(executable=python, python_version="3.11.0", prefect_version="3.8.8")
 
     async def check(self, python: Path | str, **environment: str) -> str | None:
@@ -224,3 +231,39 @@ async def test_not_all_that_was_ever_named_is_remembered(here: Path) -> None:
     assert len(asked.asked) == 200
     assert await asked.check(here / "venv/bin/python", PYTHONPATH="0") is None
     assert len(asked.asked) == 201
+
+
+async def test_one_that_does_not_answer_is_left_alone_for_a_while(here: Path) -> None:
+    """Each run that waits for an answer keeps another one from being started."""
+    asked = Asked(error="it is silent", kind=NoAnswer)
+    program = here / "venv/bin/python"
+    for _ in range(3):
+        assert "it is silent" in str(await asked.check(program))
+    assert len(asked.asked) == 1
+    asked.clock = SILENCE
+    asked.error = None
+    assert await asked.check(program) is None
+    assert len(asked.asked) == 2
+
+
+async def test_a_shortage_is_no_fault_of_the_interpreters(here: Path) -> None:
+    asked = Asked(error="no more processes", kind=NotAsked)
+    program = here / "venv/bin/python"
+    assert await asked.check(program) is None
+    assert await asked.check(program) is None
+    assert len(asked.asked) == 2, "nothing was learnt"
+
+
+async def test_a_file_system_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = threading.Event()
+
+    def isdir(_path: str) -> bool:
+        return gone.wait(60)
+
+    monkeypatch.setattr(interpreters, "LOOK_LIMIT", 0.01)
+    monkeypatch.setattr(os.path, "isdir", isdir)
+    try:
+        with pytest.raises(InterpreterError, match=r"/net/venv, and the file system did not answer"):
+            await Interpreters().locate("/net/venv", working_dir=None, path=PATH)
+    finally:
+        gone.set()

@@ -81,7 +81,7 @@ class _NotAsked:
 
     here: bool
 
-    def locate(self, value: str, /, *, working_dir: Path | None, path: str) -> str:
+    async def locate(self, value: str, /, *, working_dir: Path | None, path: str) -> str:
         return locate(value, working_dir=working_dir, path=path) if self.here else value
 
     async def check(self, python: str, /, *, environment: Mapping[str, str]) -> None:

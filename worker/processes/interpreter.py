@@ -10,11 +10,10 @@ import errno
 import os
 import shlex
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import anyio
+from worker.processes.question import ask
 
 # For any Python from 3.8 on. Not run with -I: a Prefect found through PYTHONPATH counts, as it will for the flows.
 # The name of the directory of its metadata tells the version; importlib.metadata would take twice as long as all else.
@@ -39,6 +38,7 @@ print("\\nheadrace:%d.%d.%d" % sys.version_info[:3], version)
 _ANSWER = "headrace:"
 _OLDEST_PREFECT = (3, 0)
 _LAST_WORDS = 200
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,14 @@ class InterpreterError(Exception):
     """A Python cannot run flows. The message is one sentence that names it and the fix."""
 
 
+class NoAnswer(InterpreterError):
+    """It was asked, and did not answer in time."""
+
+
+class NotAsked(InterpreterError):
+    """The machine has run out of something: nothing is known of the interpreter."""
+
+
 async def inspect_interpreter(
     python: str,
     *,
@@ -67,32 +75,24 @@ async def inspect_interpreter(
     """
     executable = _locate(python)
     try:
-        with anyio.fail_after(timeout):
-            # From the root directory: `-c` puts the current one on sys.path, and what lies there is not installed.
-            done = await anyio.run_process(
-                [executable, "-c", _QUESTION],
-                cwd="/",
-                env=environment,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        # From the root directory: `-c` puts the current one on sys.path, and what lies there is not installed.
+        status, output, errors = await ask(
+            [executable, "-c", _QUESTION], cwd="/", environment=environment, timeout=timeout
+        )
     except TimeoutError:
-        raise InterpreterError(
+        raise NoAnswer(
             f"the Python interpreter {executable} did not answer within {timeout:g} s: try `{executable} -V`"
         ) from None
     except OSError as error:
+        if error.errno in _SHORTAGES:
+            raise NotAsked(
+                f"the Python interpreter {executable} cannot be asked now: {error.strerror}"
+            ) from error
         reason = (
             "is not a program" if error.errno == errno.ENOEXEC else f"cannot be started ({error.strerror})"
         )
         raise InterpreterError(f"the Python interpreter {executable} {reason}: {remedy}") from error
-    return _judge(
-        executable,
-        done.returncode,
-        done.stdout.decode(errors="replace"),
-        done.stderr.decode(errors="replace"),
-        remedy,
-    )
+    return _judge(executable, status, output, errors, remedy)
 
 
 def _locate(python: str) -> str:

@@ -11,20 +11,36 @@ import re
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 
-from worker.processes.interpreter import Interpreter, InterpreterError, inspect_interpreter
+from worker.processes.interpreter import (
+    Interpreter,
+    InterpreterError,
+    NoAnswer,
+    NotAsked,
+    inspect_interpreter,
+)
 from worker.processes.launch_problems import unusable
 
 REMEDY = "correct the job variable `python`"
 # What decides which modules an interpreter finds, and whether it starts at all.
 _OF_THE_INTERPRETER = re.compile(r"PYTHON\w*|LD_\w+|DYLD_\w+")
 _MOST_KNOWN = 64
+# How long a named interpreter is given to answer, and how long one that did not is not asked again, in seconds: each
+# run that waits for an answer keeps another one from being started.
+ANSWER_LIMIT = 10.0
+SILENCE = 60.0
+# The file system is asked beside the event loop: a path may lead to a server that is gone.
+LOOK_LIMIT = 10.0
+_LOOKS = 4
 
 Inspect = Callable[..., Awaitable[Interpreter]]
 Key = tuple[object, ...]
+Found = TypeVar("Found")
 
 
 def locate(value: str, *, working_dir: Path | None, path: str) -> str:
@@ -66,29 +82,43 @@ class _Asked:
     answered: anyio.Event = field(default_factory=anyio.Event)
     decided: bool = False
     error: str | None = None
+    silent_until: float | None = None
 
 
 class Interpreters:
     """What is known of the interpreters that runs have named; one for the daemon's life.
 
     Each is asked once, however many runs name it at a time, and again when its file or its virtual environment has
-    changed. One that could not run flows is asked again by the next run: mending it changes nothing that could be seen.
+    changed. One that could not run flows is asked again by the next run: mending it changes nothing that could be seen;
+    one that did not answer, after a minute. `monotonic` is a clock in seconds.
     """
 
-    def __init__(self, *, inspect: Inspect = inspect_interpreter) -> None:
+    def __init__(
+        self,
+        *,
+        inspect: Inspect = inspect_interpreter,
+        monotonic: Callable[[], float] = anyio.current_time,
+    ) -> None:
         self._inspect = inspect
+        self._monotonic = monotonic
         self._asked: dict[Key, _Asked] = {}
+        self._looks = anyio.CapacityLimiter(_LOOKS)
 
-    def locate(self, value: str, /, *, working_dir: Path | None, path: str) -> str:
+    async def locate(self, value: str, /, *, working_dir: Path | None, path: str) -> str:
         """The program that a job variable means: `locate`."""
-        return locate(value, working_dir=working_dir, path=path)
+        return await self._look(partial(locate, value, working_dir=working_dir, path=path), value)
 
     async def check(self, python: str, /, *, environment: Mapping[str, str]) -> None:
-        """Make sure that `python`, as `locate` gave it, can run flows in this environment. Raises InterpreterError."""
-        if (fault := _fault(python, environment.get("PATH", os.defpath))) is not None:
+        """Make sure that `python`, as `locate` gave it, can run flows in this environment. Raises InterpreterError.
+
+        Nothing is raised where the machine has run out of something: launching will tell, and it is no fault of the
+        interpreter's.
+        """
+        search = environment.get("PATH", os.defpath)
+        fault, key = await self._look(lambda: (_fault(python, search), _key(python, environment)), python)
+        if fault is not None:
             raise InterpreterError(fault)
-        key = _key(python, environment)
-        while (asked := self._asked.get(key)) is not None:
+        while (asked := self._known(key)) is not None:
             await asked.answered.wait()
             if asked.decided:
                 break
@@ -97,16 +127,43 @@ class Interpreters:
         if asked.error is not None:
             raise InterpreterError(asked.error)
 
+    async def _look(self, look: Callable[[], Found], value: str) -> Found:
+        """Have something looked up in the file system."""
+        try:
+            with anyio.fail_after(LOOK_LIMIT):
+                return await anyio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looks)
+        except TimeoutError:
+            raise InterpreterError(
+                f"the job variable `python` names {value}, and the file system did not answer within {LOOK_LIMIT:g} s:"
+                f" look whether it is mounted, or {REMEDY}"
+            ) from None
+
+    def _known(self, key: Key) -> _Asked | None:
+        asked = self._asked.get(key)
+        if asked is not None and asked.silent_until is not None and self._monotonic() >= asked.silent_until:
+            del self._asked[key]
+            return None
+        return asked
+
     async def _ask(self, key: Key, python: str, environment: Mapping[str, str]) -> _Asked:
         asked = self._asked[key] = _Asked()
         try:
-            await self._inspect(python, environment=_heeded(environment, "PATH", "HOME"), remedy=REMEDY)
+            await self._inspect(
+                python,
+                environment=_heeded(environment, "PATH", "HOME"),
+                remedy=REMEDY,
+                timeout=ANSWER_LIMIT,
+            )
             asked.decided = True
+        except NotAsked:
+            return asked
         except InterpreterError as error:
             asked.decided, asked.error = True, str(error)
+            if isinstance(error, NoAnswer):
+                asked.silent_until = self._monotonic() + SILENCE
         finally:
             # Whoever waits has the answer, or asks for itself if this run was cancelled.
-            if not asked.decided or asked.error is not None:
+            if not asked.decided or (asked.error is not None and asked.silent_until is None):
                 del self._asked[key]
             asked.answered.set()
         if len(self._asked) > _MOST_KNOWN:

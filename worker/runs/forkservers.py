@@ -8,7 +8,7 @@ to make room. Does not own what a fork server does (`worker.processes.forkserver
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -107,6 +107,10 @@ class ForkServers:
         self._log = structlog.get_logger()
         self.wake = Wake()
         self._own = self._made(python, "forkserver.log")
+        # Those of interpreters that nobody may name any more: a daemon that was killed has left them.
+        for left in directory.glob("forkserver-*.log"):
+            with suppress(OSError):
+                left.unlink()
         self._others: dict[str, _Kept] = {}
 
     async def keep_once(self, tasks: TaskGroup, repeat: Repeat) -> float:
@@ -180,6 +184,7 @@ class ForkServers:
         """Let it go; a run that names its interpreter from now on has another one made."""
         del self._others[kept.python]
         self._log.info("forkserver.retired", python=kept.python, reason=reason)
-        # Before another one of that name makes its own.
-        kept.server.output.unlink(missing_ok=True)
         kept.scope.cancel()
+        # Before another one of that name makes its own.
+        with suppress(OSError):
+            kept.server.output.unlink(missing_ok=True)

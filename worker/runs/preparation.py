@@ -94,7 +94,7 @@ class PoolSource(Protocol):
 class NamedInterpreters(Protocol):
     """The interpreters that job variables name, as `processes.interpreters.Interpreters` looks at them."""
 
-    def locate(self, value: str, /, *, working_dir: Path | None, path: str) -> str:
+    async def locate(self, value: str, /, *, working_dir: Path | None, path: str) -> str:
         """The program that a value means. Raises InterpreterError."""
         ...
 
@@ -182,7 +182,7 @@ class Preparation:
             return launch_spec(
                 job, python=self._python, environment=environment, fresh_directory=fresh_directory
             )
-        python = self._interpreters.locate(
+        python = await self._interpreters.locate(
             job.python,
             working_dir=None if job.working_dir is None else Path(job.working_dir),
             path=environment.get("PATH", os.defpath),
