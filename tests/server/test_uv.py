@@ -88,10 +88,11 @@ def test_first_runs_at_once_build_the_environment_once(
     )
     runs = [api.create_flow_run(deployment) for _ in range(2)]
     worker = daemon(pool=project.pool, args=("--max-starting", "2"))
-    # Both are at it by now; where the server answers slowly, one follows the other.
+    # One builds, until it is told to end; where the server answers slowly, the other follows once this one has taken long.
     wait_for(
-        lambda: len(worker.events("flow_run.launched")) == len(runs) or worker.events("pace.reduced"),
-        description="the start of both runs",
+        lambda: builds.exists() and len(worker.events("flow_run.launched")) == len(runs),
+        timeout=200,
+        description="the start of both runs, and of a build",
     )
     may_end.touch()
     for run_id in runs:

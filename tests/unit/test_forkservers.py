@@ -35,6 +35,7 @@ class Server:
         self.environment = environment
         self.output = log
         self.wake = wake
+        self.absence: str | None = None
         self.looks = 0
         self.closed = False
         self._in_service = anyio.Event()
@@ -254,3 +255,14 @@ async def test_what_an_earlier_daemon_has_left_of_others_is_removed(tmp_path: Pa
     left.write_text("of an interpreter that nobody names any more")
     async with keeping(tmp_path):
         assert not left.exists()
+
+
+async def test_one_that_cannot_fork_keeps_no_place_from_one_that_can(tmp_path: Path) -> None:
+    async with keeping(tmp_path) as kept:
+        await kept.use(*FULL)
+        with pytest.raises(NotWarm, match="in demand"):
+            await kept.use(A)
+        kept.made[2].absence = "a module to preload is missing there"
+        await kept.use(A)
+        await kept.rest()
+        assert kept.living() == [OWN, FULL[0], *FULL[2:], A]

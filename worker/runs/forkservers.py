@@ -40,6 +40,11 @@ class Forks(Protocol):
         """The file for what it prints."""
         ...
 
+    @property
+    def absence(self) -> str | None:
+        """Why it could not fork now; None when it could."""
+        ...
+
     async def keep_once(self) -> float:
         """Keep it in service; returns the seconds until the next look."""
         ...
@@ -160,7 +165,12 @@ class ForkServers:
 
     def _make_room(self, python: str) -> None:
         before = self._monotonic() - IN_DEMAND
-        unused = [kept for kept in self._others.values() if not kept.users and kept.last_used <= before]
+        unused = [
+            kept
+            for kept in self._others.values()
+            # One that cannot fork keeps no run warm.
+            if not kept.users and (kept.last_used <= before or kept.server.absence is not None)
+        ]
         if not unused:
             raise NotWarm(f"the fork servers of {MOST_OTHERS} other interpreters are in demand")
         self._retire(min(unused, key=lambda kept: kept.last_used), f"{python} takes its place")
