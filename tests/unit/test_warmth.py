@@ -412,7 +412,15 @@ def test_other_variables_may_differ(warm: Warm) -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    ["random.py", "json/__init__.py", "yaml.abi3.so", "uvicorn.py", "good_one.py", "trio/x.py", "httpx.pyc"],
+    [
+        "random.py",
+        "json/__init__.py",
+        "yaml.abi3.so",
+        "uvicorn.py",
+        "good_one.py",
+        "winreg/x.py",
+        "httpx.pyc",
+    ],
 )
 def test_a_module_in_the_directory_that_would_be_imported_is_named(
     warm: Warm, tmp_path: Path, entry: str
