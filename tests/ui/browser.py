@@ -37,6 +37,12 @@ START_TIMEOUT = 120.0
 # How long a page may take to show what a test waits for, the flow run behind it included, in seconds.
 PAGE_TIMEOUT = 200.0
 WIDTH, HEIGHT = 1280, 800
+# What the page has asked the server for, with the answers' statuses; the browser keeps the first 250.
+ANSWERS = (
+    "return performance.getEntriesByType('resource')"
+    ".filter(entry => entry.name.includes(arguments[0])).map(entry => entry.responseStatus)"
+)
+FORGET_ANSWERS = "performance.clearResourceTimings()"
 PLACE = "const place = arguments[0].getBoundingClientRect(); return [place.x, place.y]"
 FLAGS = (
     "--headless=new",
@@ -112,6 +118,17 @@ class Browser:
     def press(self, text: str) -> None:
         """Click the button, tab, link or menu entry that says `text`."""
         self.click(pressable(text), what=f"something to press that says {text!r}")
+
+    def asks(self, request: str, *, by: Callable[[], None]) -> int:
+        """Do something that makes the page send a request whose address has `request` in it; the answer's status."""
+        _script(self.driver, FORGET_ANSWERS)
+        by()
+
+        def answered() -> int | None:
+            statuses: list[int] = _script(self.driver, ANSWERS, request)
+            return next(filter(None, statuses), None)
+
+        return self.wait(answered, what=f"an answer to {request}")
 
     def replace(self, xpath: str, text: str, *, what: str) -> None:
         """Type `text` over all that is in a field or an editor, and wait until it is all that is there."""

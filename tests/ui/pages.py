@@ -4,8 +4,11 @@ Owns their paths and the words on them, those of Prefect 3.8.8's default UI. Ass
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 
 from tests.ui.browser import Browser, pressable, quoted
 
@@ -36,7 +39,7 @@ def fill_custom_run(
 
 def submit_custom_run(browser: Browser, *, name: str) -> None:
     """Submit the filled form, and go to the page of the run."""
-    browser.press("Submit")
+    until_answered(browser, "create_flow_run", by=lambda: browser.press("Submit"))
     link = f"//a[normalize-space()={quoted(name)}]"
     browser.click(f"{pressable('View run')} | {link}", what=f"a way to the run {name}")
     browser.wait(
@@ -60,11 +63,28 @@ def wait_for_badge(browser: Browser, state: str) -> None:
     browser.find(badge, what=f"the state {state}")
 
 
-def cancel_run(browser: Browser) -> None:
-    """Cancel the run whose page is open."""
-    browser.press("Open menu")
-    browser.press("Cancel")
-    browser.press("Cancel Flow Run")
+def cancel_run(browser: Browser, run_id: str) -> None:
+    """Cancel a run from its page."""
+
+    def cancel() -> None:
+        open_run(browser, run_id)
+        browser.press("Open menu")
+        browser.press("Cancel")
+        browser.press("Cancel Flow Run")
+
+    until_answered(browser, "set_state", by=cancel)
+
+
+def until_answered(browser: Browser, request: str, *, by: Callable[[], None]) -> None:
+    """Do something until the server has time for what it asks for.
+
+    On SQLite it answers 503 while another writer holds the database (PROTOCOL 1.5). The UI says that for a moment and
+    leaves it to the user to try again.
+    """
+    browser.wait(
+        lambda: browser.asks(request, by=by) != HTTPStatus.SERVICE_UNAVAILABLE,
+        what=f"a server that has time for {request}",
+    )
 
 
 def open_workers(browser: Browser, pool: str) -> None:
@@ -75,3 +95,19 @@ def open_workers(browser: Browser, pool: str) -> None:
 def open_details(browser: Browser) -> None:
     """The tab of a run's page that has its state's message."""
     browser.press("Details")
+
+
+def open_events(browser: Browser, resource: str) -> None:
+    """The feed of the events that are about this resource, from an hour ago on.
+
+    Left to itself the feed ends with the last full minute.
+    """
+    now = datetime.now(UTC)
+    hour = timedelta(hours=1)
+    query = {
+        "resource": json.dumps([resource]),
+        "rangeType": "range",
+        "start": (now - hour).isoformat(),
+        "end": (now + hour).isoformat(),
+    }
+    browser.open(f"{ROOT}/events?{urlencode(query)}")

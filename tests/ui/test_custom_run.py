@@ -96,7 +96,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_the_form(
     window: Browser, api: PrefectApi, worker: Worker, deployment: str, name: str
 ) -> None:
     pages.fill_custom_run(window, deployment, name=name, job_variables={"env": ["GREETING"]})
-    window.press("Submit")
+    pages.until_answered(window, "create_flow_run", by=lambda: window.press("Submit"))
     window.wait_text("Validation failed for field 'env'")
     assert not api.runs_of_deployment(deployment)
 
@@ -108,7 +108,7 @@ def test_a_run_is_cancelled_from_its_page(
     pages.open_run(window, run_id)
     pages.wait_for_badge(window, "Running")
     sleeping = project.wait_for_fact(run_id, "sleeping")
-    pages.cancel_run(window)
+    pages.cancel_run(window, run_id)
     pages.wait_for_badge(window, "Cancelled")
     for pid in (sleeping["pid"], sleeping["grandchild"]):
         wait_for(lambda pid=pid: gone(pid), description=f"the end of process {pid}")
