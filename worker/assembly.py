@@ -8,7 +8,6 @@ import socket
 import time
 from datetime import UTC, datetime
 from functools import partial
-from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,6 +22,7 @@ from worker.api.events import (
     FLOW_RUN_LATE,
     FLOW_RUN_SCHEDULED,
     EventStream,
+    Heard,
 )
 from worker.api.models import FlowRun
 from worker.metrics import Metrics
@@ -52,6 +52,8 @@ from worker.runs.pacing import Pacing
 from worker.runs.poller import Poller
 from worker.runs.preparation import Preparation
 from worker.runs.questions import Questions
+from worker.runs.readings import Readings
+from worker.runs.readying import Readying
 from worker.runs.recovery import Recovery
 from worker.runs.services import Services
 from worker.runs.serving import Serving
@@ -150,25 +152,30 @@ def assemble(
         min_free_memory=settings.headrace.min_free_memory,
         monotonic=anyio.current_time,
     )
+    readings = Readings(client=client, pool=pool, monotonic=anyio.current_time)
+    preparation = Preparation(
+        client=client,
+        readings=readings,
+        mode=options.job_variables,
+        python=options.python,
+        interpreters=Interpreters(),
+        worker_name=options.name,
+        worker_environment=options.environment,
+        settings=settings.child_environment,
+        sleep=anyio.sleep,
+        hide=options.hide,
+    )
     services = Services(
         client=client,
         metrics=metrics,
         claims=Claims(client=client, sleep=anyio.sleep),
         states=States(client=client, redact=options.redact),
-        preparation=Preparation(
-            client=client,
-            pool=pool,
-            mode=options.job_variables,
-            python=options.python,
-            interpreters=Interpreters(),
-            worker_name=options.name,
-            worker_environment=options.environment,
-            settings=settings.child_environment,
-            sleep=anyio.sleep,
-            hide=options.hide,
-        ),
+        preparation=preparation,
         launcher=launcher,
-        starter=Starter(launcher=launcher, forkservers=forkservers, why_cold=why_cold),
+        readying=Readying(
+            preparation=preparation,
+            starter=Starter(launcher=launcher, forkservers=forkservers, why_cold=why_cold),
+        ),
         control=control,
         journal=journal,
         gate=gate,
@@ -228,21 +235,30 @@ def assemble(
         sleep=anyio.sleep,
     )
 
-    def scheduled(flow_run_id: UUID | None) -> None:
-        arrivals.heard(flow_run_id)
-        poller.hint(flow_run_id)
+    def scheduled(heard: Heard) -> None:
+        arrivals.heard(heard.flow_run_id)
+        claimable(heard)
+
+    def ended(heard: Heard) -> None:
+        arrivals.ended(heard.flow_run_id)
+        cancellations.hint_end(heard.flow_run_id)
+
+    def claimable(heard: Heard) -> None:
+        poller.hint(heard.flow_run_id)
+        if heard.flow_run_id and heard.deployment_id and poller.would_start:
+            attending.start_soon(readings.read_ahead, heard.flow_run_id, heard.deployment_id)
 
     push = EventStream(
         transport=client.transport,
         settings=settings.api,
         work_pool_id=lambda: pool.current.id if pool.current is not None else None,
         bells={
-            FLOW_RUN_CANCELLING: cancellations.hint,
-            FLOW_RUN_LATE: marking.heard,
-            **dict.fromkeys(FLOW_RUN_ENDED, cancellations.hint_end),
-            **dict.fromkeys(FLOW_RUN_CLAIMABLE, poller.hint),
+            FLOW_RUN_CANCELLING: lambda heard: cancellations.hint(heard.flow_run_id),
+            FLOW_RUN_LATE: lambda heard: marking.heard(heard.flow_run_id),
+            **dict.fromkeys(FLOW_RUN_ENDED, ended),
+            **dict.fromkeys(FLOW_RUN_CLAIMABLE, claimable),
             FLOW_RUN_SCHEDULED: scheduled,
-            **dict.fromkeys(DEPLOYMENT_CHANGED, poller.expect_scheduler),
+            **dict.fromkeys(DEPLOYMENT_CHANGED, lambda _: poller.expect_scheduler()),
         },
         random=random.random,
     )

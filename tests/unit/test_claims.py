@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import anyio
 import pytest
 
 from tests.support.canned import CannedServer
@@ -197,3 +198,48 @@ async def test_a_claim_cancelled_before_its_answer_came_is_still_ours() -> None:
     server.on("GET", f"/flow_runs/{RUN.id}", run_as("CANCELLING"))
     server.on("GET", "/flow_run_states/", [state("PENDING", transition_id=OURS), state("CANCELLING")])
     assert isinstance(await claim(server, OURS), Claim)
+
+
+async def test_a_claim_that_was_lost_says_that_others_claim_too_until_one_is_won() -> None:
+    server = CannedServer()
+    answers = [answer("REJECT", state("RUNNING")), answer("ACCEPT", state("PENDING"))]
+    server.on_call("POST", PATH, lambda _: (201, answers.pop(0)))
+    async with server.client() as client:
+        claims = Claims(client=client, sleep=anyio.sleep)
+        assert not claims.contested
+        await claims.claim(RUN)
+        assert claims.contested
+        await claims.claim(RUN)
+        assert not claims.contested
+
+
+@pytest.mark.parametrize(
+    ("answered", "read", "claimed", "standing"),
+    [
+        (True, run_as("PENDING", transition_id=OURS), None, Standing.OURS),
+        (False, run_as("PENDING", transition_id=OURS), None, Standing.OURS),
+        (
+            False,
+            run_as("SCHEDULED", state_id=POLLED_STATE),
+            answer("ACCEPT", state("PENDING")),
+            Standing.OURS,
+        ),
+        (
+            False,
+            run_as("SCHEDULED", state_id=POLLED_STATE),
+            answer("REJECT", state("RUNNING")),
+            Standing.THEIRS,
+        ),
+        (True, run_as("SCHEDULED", state_id=POLLED_STATE), None, Standing.UNTOUCHED),
+    ],
+)
+async def test_how_a_run_stands_that_will_not_be_started_is_made_certain(
+    answered: bool, read: dict[str, Any], claimed: dict[str, Any] | None, standing: Standing
+) -> None:
+    server = CannedServer()
+    server.on("GET", f"/flow_runs/{RUN.id}", read)
+    if claimed is not None:
+        server.on("POST", PATH, claimed)
+    async with server.client() as client:
+        claims = Claims(client=client, sleep=anyio.sleep)
+        assert await claims.settled(RUN, OURS, answered=answered) is standing

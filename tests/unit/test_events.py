@@ -23,6 +23,7 @@ from worker.api.events import (
     NO_POOL_SECONDS,
     STEADY_SECONDS,
     EventStream,
+    Heard,
     decoded,
     passing,
     pause,
@@ -42,9 +43,16 @@ KEY, AUTH = "pnu_very-secret", "user:very-secret"  # made up
 Answer = OtherEnd | int | httpx.Response | Exception
 
 
-def event(name: str, run: str = "r") -> str:
+def event(name: str, run: object = "r", related: object = ()) -> str:
     resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
-    return json.dumps({"type": "event", "event": {"event": name, "resource": resource, "related": []}})
+    return json.dumps({"type": "event", "event": {"event": name, "resource": resource, "related": related}})
+
+
+def _of(deployment: object) -> dict[str, str]:
+    return {
+        "prefect.resource.id": f"prefect.deployment.{deployment}",
+        "prefect.resource.role": "deployment",
+    }
 
 
 @dataclass
@@ -58,6 +66,7 @@ class Bench:
     pool: UUID | None = POOL
     now: float = 0.0
     rings: list[str] = field(default_factory=list[str])
+    heard: list[Heard] = field(default_factory=list[Heard])
     requests: list[httpx.Request] = field(default_factory=list[httpx.Request])
 
     def told(self) -> list[tuple[str, str]]:
@@ -82,6 +91,10 @@ async def bench(*answers: Answer, url: str = URL, **settings: Any) -> AsyncGener
             case _:
                 raise step
 
+    def scheduled(heard: Heard) -> None:
+        found.rings.append("scheduled")
+        found.heard.append(heard)
+
     configured = api_settings(url, **settings)
 
     async def no_time(_: float) -> None:
@@ -101,7 +114,7 @@ async def bench(*answers: Answer, url: str = URL, **settings: Any) -> AsyncGener
             work_pool_id=lambda: found.pool,
             bells={
                 CANCELLING: lambda _: found.rings.append("cancelling"),
-                SCHEDULED: lambda _: found.rings.append("scheduled"),
+                SCHEDULED: scheduled,
             },
             random=lambda: 0.5,
             monotonic=lambda: found.now,
@@ -147,6 +160,28 @@ async def test_an_event_rings_its_own_bell_and_one_we_did_not_ask_for_none() -> 
     ) as found:
         await found.stream.listen_once()
     assert found.rings[2:] == ["cancelling", "scheduled", "cancelling"]
+
+
+RUN, DEPLOYMENT = UUID(int=3), UUID(int=4)
+
+
+RELATED: list[tuple[object, object, Heard]] = [
+    (RUN, [{"prefect.resource.id": "prefect.flow.1"}, _of(DEPLOYMENT)], Heard(RUN, DEPLOYMENT)),
+    (RUN, [], Heard(RUN)),
+    (RUN, [_of("no-id")], Heard(RUN)),
+    (RUN, None, Heard(RUN)),
+    (RUN, ["text", 1, {}], Heard(RUN)),
+    ("no-id", [_of(DEPLOYMENT)], Heard(None, DEPLOYMENT)),
+]
+
+
+@pytest.mark.parametrize(("run", "related", "heard"), RELATED)
+async def test_a_bell_is_told_the_run_and_its_deployment_as_far_as_the_event_names_them(
+    run: object, related: object, heard: Heard
+) -> None:
+    async with bench(saying(event(SCHEDULED, run, related))) as found:
+        await found.stream.listen_once()
+    assert found.heard == [Heard(), heard]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ now and then without being woken. That is why a lost connection is nobody's trou
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 import anyio
@@ -51,8 +52,16 @@ NO_POOL_SECONDS: Final = 1.0
 ANNOUNCED_FAILURES: Final = 5
 """Failures in a row, while the REST API answers, after which it is said that events do not come."""
 
-Bell = Callable[[UUID | None], None]
-"""Rung with the flow run that an event is about; None for any other event, and when events may have been missed."""
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The flow run that an event is about, and its deployment; None for any other event, and when some may have been missed."""
+
+    flow_run_id: UUID | None = None
+    deployment_id: UUID | None = None
+
+
+Bell = Callable[[Heard], None]
 
 SUBPROTOCOL: Final = "prefect"
 # Without an end nothing live arrives; within the range of 32-bit times, whatever the server stores them in.
@@ -140,7 +149,7 @@ class EventStream:
                 bell = self._bells.get(name)
                 if bell is not None:
                     self._log.debug("push.event", name=name, resource=resource_id(event))
-                    bell(flow_run_of(event))
+                    bell(Heard(flow_run_of(event), deployment_of(event)))
             case _:
                 # Too large, or of a form we do not know: it may have been anything.
                 self._log.debug("push.unreadable")
@@ -148,7 +157,7 @@ class EventStream:
 
     def _ring_all(self) -> None:
         for bell in dict.fromkeys(self._bells.values()):
-            bell(None)
+            bell(Heard())
 
     def _steady(self) -> None:
         self._failures = self._unexplained = 0
@@ -235,10 +244,22 @@ def resource_id(event: Mapping[str, Any]) -> str | None:
 
 def flow_run_of(event: Mapping[str, Any]) -> UUID | None:
     """The flow run that the event is about, if it is about one (PROTOCOL 5.3)."""
-    resource = resource_id(event) or ""
-    prefix = "prefect.flow-run."
+    return _id_of(resource_id(event), "flow-run")
+
+
+def deployment_of(event: Mapping[str, Any]) -> UUID | None:
+    """The deployment of the flow run that the event is about, which it names as related (PROTOCOL 5.3)."""
+    related = event.get("related")
+    if not isinstance(related, list):
+        return None
+    ids = (_id_of(resource_id({"resource": one}), "deployment") for one in cast("list[Any]", related))
+    return next(filter(None, ids), None)
+
+
+def _id_of(resource: str | None, kind: str) -> UUID | None:
+    prefix = f"prefect.{kind}."
     try:
-        return UUID(resource.removeprefix(prefix)) if resource.startswith(prefix) else None
+        return UUID(resource.removeprefix(prefix)) if resource and resource.startswith(prefix) else None
     except ValueError:
         return None
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import anyio
+
 from worker.api.client import PrefectClient
 from worker.api.errors import NotFound
 from worker.api.models import WorkPool
@@ -25,7 +27,8 @@ from worker.processes.launch_problems import LaunchSpec, find_problem
 from worker.processes.launcher import EXECUTION_ID
 from worker.runs.job_variables import JobVariablesError, JobVariablesMode
 from worker.runs.placeholders import is_object
-from worker.runs.preparation import DeploymentGone, Preparation, Prepared, Unpreparable
+from worker.runs.preparation import Preparation, Prepared, Unpreparable
+from worker.runs.readings import DeploymentGone, Readings
 from worker.runs.start_method import eligible_for_warm_start
 from worker.runs.work_pool import PROCESS
 
@@ -162,7 +165,7 @@ class Explainer:
         here = self._here
         return Preparation(
             client=self._client,
-            pool=_OnePool(pool),
+            readings=Readings(client=self._client, pool=_OnePool(pool), monotonic=anyio.current_time),
             mode=here.mode,
             python=here.python,
             interpreters=_NotAsked(here=here.foresee is not None),

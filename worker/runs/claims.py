@@ -22,6 +22,8 @@ from worker.metrics import ClaimResult
 # SQLite servers refuse writes for milliseconds (PROTOCOL 1.5).
 TRIES = 6
 FIRST_PAUSE = 0.1
+# How long the answer to a claim tells how the run stands, in seconds.
+LONGEST_SINCE_LOOK = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +79,23 @@ class Claims:
         self._client = client
         self._sleep = sleep
         self._log = structlog.get_logger()
+        self.contested = False
+        """Whether the last claim was lost, or nobody knows: what is done for the next one may be in vain."""
 
     async def claim(
         self, flow_run: FlowRun, *, transition_id: UUID | None = None
     ) -> Claim | Lost | Orphaned | Unanswered:
+        """Claim a run. Raises nothing the server can cause."""
+        answer = await self._claim(flow_run, transition_id or uuid4())
+        self.contested = not isinstance(answer, Claim)
+        return answer
+
+    async def _claim(self, flow_run: FlowRun, transition_id: UUID) -> Claim | Lost | Orphaned | Unanswered:
         """Propose Pending, under this name only: under another one two workers could both win.
 
         The transition id is the same at every try. A try is sent once; whatever goes wrong with it, the
-        run itself tells how things stand before the next one. Raises nothing the server can cause.
+        run itself tells how things stand before the next one.
         """
-        transition_id = transition_id or uuid4()
         pause = FIRST_PAUSE
         reason = "it was not proposed"
         for attempt in range(1, TRIES + 1):
@@ -154,6 +163,22 @@ class Claims:
             self._log.debug("flow_run.standing_unknown", reason=str(error))
             return Standing.UNKNOWN
         return judge_standing(polled=flow_run, current=current, history=history, transition_id=transition_id)
+
+    async def settled(self, flow_run: FlowRun, transition_id: UUID, *, answered: bool) -> Standing:
+        """How a run stands that we have proposed to claim, and will not start.
+
+        With the answer to our claim still on its way, the same claim is made again: what that says is certain.
+        """
+        standing = await self.standing(flow_run, transition_id, held=answered)
+        if answered or standing is not Standing.UNTOUCHED:
+            return standing
+        match await self.claim(flow_run, transition_id=transition_id):
+            case Claim():
+                return Standing.OURS
+            case Lost() | Orphaned():
+                return Standing.THEIRS
+            case Unanswered():
+                return Standing.UNKNOWN
 
 
 def judge_claim(answer: SetStateAnswer, *, flow_run: FlowRun, transition_id: UUID) -> Claim | Lost:

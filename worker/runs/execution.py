@@ -1,7 +1,7 @@
 """One attempt of one flow run, from claim to report.
 
-`Execution.run` is the pipeline: claim, prepare, launch, attend, report. It holds the run's slot from beginning to
-end and never lets an error of one run reach the others. Each step is on record before it is taken, so that whatever
+`Execution.run` is the pipeline: claim and prepare side by side, launch, attend, report. It holds the run's slot from
+beginning to end and never lets an error of one run reach the others. Each step is on record before it is taken, so that whatever
 happens to this daemon, the next one knows what is left to do. What each step decides is decided in `claims`,
 `preparation` and `conclusion`; what it does to processes is done by `worker.processes`.
 """
@@ -14,20 +14,22 @@ from uuid import UUID, uuid4
 import anyio
 import anyio.lowlevel
 import structlog
-from structlog.contextvars import bind_contextvars, bound_contextvars
+from structlog.contextvars import bound_contextvars
 
 from worker.api.models import FlowRun
 from worker.processes.evidence import read_memory_evidence
 from worker.processes.launch_problems import LaunchError, Shortage
 from worker.runs.attendance import attend
-from worker.runs.claims import Claim, Lost, Orphaned, Standing, Unanswered
+from worker.runs.claims import LONGEST_SINCE_LOOK, Claim, Lost, Orphaned, Standing, Unanswered
 from worker.runs.launch_spec import ControlAddress
 from worker.runs.outbox import RunLog
-from worker.runs.preparation import DeploymentGone, Prepared, Unpreparable, submission_failure
+from worker.runs.preparation import Prepared, Unpreparable, submission_failure
+from worker.runs.readings import DeploymentGone
+from worker.runs.readying import Start, beside
 from worker.runs.record import Record
 from worker.runs.reports import FINAL_REPORT_LIMIT, Reports
 from worker.runs.services import Services
-from worker.runs.start_method import Ready, while_looking
+from worker.runs.start_method import Ready
 from worker.runs.supervision import Launched
 from worker.runs.workspace import Workspace
 
@@ -53,6 +55,7 @@ class Execution:
         self._claim_decided = anyio.Event()
         self._cancel_requested = anyio.Event()
         self._claimed = False
+        self._seen = float("-inf")
 
     async def claim_decided(self) -> None:
         """Wait until the run is claimed (and its slot held), or given up or skipped (and its slot free)."""
@@ -82,15 +85,15 @@ class Execution:
             await self._reports.failed(error, claimed=self._claimed)
 
     async def _attempt(self) -> None:
-        if not await self._win():
-            return
         if self._skip is not None:
-            await self._reports.cancelled(self._skip)
+            if await self._win():
+                await self._reports.cancelled(self._skip)
             return
         try:
             workspace = Workspace.make(self._services.runs_directory, self._flow_run.id)
         except OSError as error:
-            await self._postpone(f"cannot make a directory for the run: {error.strerror}")
+            # Before the claim: another worker can have the run.
+            self._services.gate.shortage(f"cannot make a directory for the run: {error.strerror}")
             return
         async with self._place(workspace) as address:
             try:
@@ -103,7 +106,7 @@ class Execution:
                         cancel_requested=self._cancel_requested,
                     )
             except Exception as error:  # noqa: BLE001 - here, where its directory and slot are still its own
-                await self._reports.failed(error, claimed=True)
+                await self._reports.failed(error, claimed=self._claimed)
 
     async def _win(self) -> bool:
         """Claim the run; if the daemon is ending meanwhile, find out whether it is ours and give it back."""
@@ -118,6 +121,7 @@ class Execution:
         match answer:
             case Claim():
                 self._claimed = True
+                self._seen = anyio.current_time()
                 if self._skip is None:
                     self._claim_decided.set()
                 self._log.info("flow_run.claimed")
@@ -134,35 +138,53 @@ class Execution:
         return self._claimed
 
     async def _start(self, workspace: Workspace, address: ControlAddress) -> Launched | None:
+        """Claim the run and start its process; None when the run is not ours, or has been settled instead."""
         async with AsyncExitStack() as stack:
+            make = partial(
+                self._services.readying.make,
+                stack,
+                self._flow_run,
+                workspace=workspace,
+                address=address,
+                marker=self._record.marker,
+            )
             try:
-                prepared = await self._prepare(workspace, address)
-                ready = prepared and await self._make_ready(stack, prepared, workspace)
+                outcome = await beside(self._win, make, after=self._services.claims.contested)
+                ready = None if outcome is None else await self._ready(stack, outcome, workspace)
                 # The last moment at which nothing has been started.
                 await anyio.lowlevel.checkpoint_if_cancelled()
             except anyio.get_cancelled_exc_class():
                 await stack.aclose()
-                await self._undo(answered=True)
+                if self._claimed:
+                    await self._undo(answered=True)
                 raise
-            if prepared is None or ready is None:
+            if ready is None:
                 return None
-            return await self._launch(prepared, ready, workspace, address)
+            return await self._launch(*ready, workspace, address)
 
-    async def _prepare(self, workspace: Workspace, address: ControlAddress) -> Prepared | None:
-        """Find out what is to be started, and put on record that it will be; None when the run has been settled instead."""
-        try:
-            prepared = await self._services.preparation.prepare(
-                self._flow_run, control=address, fresh_directory=workspace.work
-            )
-        except DeploymentGone:
-            await self._reports.orphaned()
-            return None
-        except Unpreparable as error:
-            await self._reports.not_started(str(error))
-            return None
-        bind_contextvars(**prepared.names())
+    async def _ready(
+        self, stack: AsyncExitStack, outcome: Start | Exception, workspace: Workspace
+    ) -> tuple[Prepared, Ready] | None:
+        """Put on record that the process will be started; None when the run has been settled instead."""
+        match outcome:
+            case Start(prepared, ready):
+                pass
+            case DeploymentGone():
+                await self._reports.orphaned()
+                return None
+            case Unpreparable():
+                await self._reports.not_started(str(outcome))
+                return None
+            case _:
+                raise outcome
         for note in prepared.job.notes:
             self._run_log.warning(note)
+        if not await self._still_ours(stack):
+            return None
+        if isinstance(ready, LaunchError):
+            self._announce(prepared)
+            await self._not_launched(ready)
+            return None
         if not await self._record.launching(
             directory=workspace.directory,
             stream_output=prepared.spec.stream_output,
@@ -170,35 +192,27 @@ class Execution:
             flow=prepared.flow.name if prepared.flow else None,
             deployment=prepared.deployment.name if prepared.deployment else None,
         ):
+            await stack.aclose()
             await self._reports.given_back("The worker cannot write its journal.")
             return None
-        return prepared
+        return prepared, ready
 
-    async def _make_ready(
-        self, stack: AsyncExitStack, prepared: Prepared, workspace: Workspace
-    ) -> Ready | None:
-        """Prepare the process, and meanwhile look at the run once more; None when the run has been settled instead."""
-        start = self._services.starter.ready(
-            prepared.spec,
-            command_configured=prepared.job.command is not None,
-            pull_steps=prepared.deployment.pull_steps if prepared.deployment else None,
-            output=workspace.output,
-            marker=self._record.marker,
-        )
-        look = partial(self._services.claims.standing, self._flow_run, self._attempt_id, held=True)
-        standing, ready = await while_looking(stack, start, look)
+    async def _still_ours(self, stack: AsyncExitStack) -> bool:
+        """Whether the run is still to be started; otherwise it is settled.
+
+        The answer to the claim counts for a moment only. Cancelled, deleted or moved meanwhile: a late engine would take
+        the run to Running all the same (PROTOCOL 5.1).
+        """
+        standing = Standing.OURS
+        if anyio.current_time() - self._seen > LONGEST_SINCE_LOOK:
+            standing = await self._services.claims.standing(self._flow_run, self._attempt_id, held=True)
         if self._cancel_requested.is_set():
             standing = Standing.OURS_CANCELLING
-        if standing in {Standing.OURS_CANCELLING, Standing.THEIRS, Standing.GONE}:
-            # Cancelled, deleted or moved meanwhile: a late engine would take it to Running all the same (PROTOCOL 5.1).
-            await stack.aclose()
-            await self._reports.undone(standing, STOPPED_BEFORE_START)
-            return None
-        if isinstance(ready, LaunchError):
-            self._announce(prepared)
-            await self._not_launched(ready)
-            return None
-        return ready
+        if standing not in {Standing.OURS_CANCELLING, Standing.THEIRS, Standing.GONE}:
+            return True
+        await stack.aclose()
+        await self._reports.undone(standing, STOPPED_BEFORE_START)
+        return False
 
     async def _launch(
         self, prepared: Prepared, ready: Ready, workspace: Workspace, address: ControlAddress
@@ -243,7 +257,8 @@ class Execution:
     async def _not_launched(self, error: LaunchError) -> None:
         if isinstance(error, Shortage):
             # Nothing is wrong with the run; another worker, or this one a little later, can start it.
-            await self._postpone(str(error))
+            self._services.gate.shortage(str(error))
+            await self._reports.given_back(f"The worker {error}.")
         else:
             await self._reports.not_started(submission_failure(error))
 
@@ -260,27 +275,12 @@ class Execution:
         )
         return self._services.events.submitted(prepared.subject(self._flow_run))
 
-    async def _postpone(self, shortage: str) -> None:
-        """Give the run back for want of something on this machine, and take no other for a while."""
-        self._services.gate.shortage(shortage)
-        await self._reports.given_back(f"The worker {shortage}.")
-
     async def _undo(self, *, answered: bool) -> None:
-        """The daemon is ending and nothing was started: leave the run as if we had never touched it.
-
-        With the answer to our claim still on its way, the same claim is made again: what it says is certain.
-        """
-        claims = self._services.claims
+        """The daemon is ending and nothing was started: leave the run as if we had never touched it."""
         with anyio.move_on_after(FINAL_REPORT_LIMIT, shield=True) as limit:
-            standing = await claims.standing(self._flow_run, self._attempt_id, held=answered)
-            if standing is Standing.UNTOUCHED and not answered:
-                match await claims.claim(self._flow_run, transition_id=self._attempt_id):
-                    case Claim():
-                        standing = Standing.OURS
-                    case Lost() | Orphaned():
-                        standing = Standing.THEIRS
-                    case Unanswered():
-                        standing = Standing.UNKNOWN
+            standing = await self._services.claims.settled(
+                self._flow_run, self._attempt_id, answered=answered
+            )
             await self._reports.undone(standing, STOPPED_BEFORE_START)
         if limit.cancelled_caught:
             self._reports.unreported()
@@ -289,12 +289,12 @@ class Execution:
     async def _place(self, workspace: Workspace) -> AsyncGenerator[ControlAddress]:
         """The attempt's own directory and its place on the control channel.
 
-        Both are gone afterwards, but for the directory of an attempt that is not settled: recovery needs it.
+        Both are gone afterwards, but for the directory of a claimed run that is not settled: recovery needs it.
         """
         token = self._services.control.register(str(self._flow_run.id))
         try:
             yield ControlAddress(port=self._services.control.port, token=token)
         finally:
             self._services.control.unregister(token)
-            if self._record.closed:
+            if self._record.closed or not self._claimed:
                 await workspace.remove()

@@ -12,7 +12,8 @@ from worker.runs.conclusion import Outcome, Verdict
 from worker.runs.hooks import hooks_due, state_to_tell
 from worker.runs.launch_spec import ControlAddress
 from worker.runs.outbox import RunLog
-from worker.runs.preparation import DeploymentGone, Unpreparable
+from worker.runs.preparation import Unpreparable
+from worker.runs.readings import DeploymentGone
 from worker.runs.record import Record
 from worker.runs.services import Services
 from worker.runs.workspace import Workspace

@@ -87,6 +87,11 @@ class Poller:
         return self._idle
 
     @property
+    def would_start(self) -> bool:
+        """Whether a run that was found now would be started at once, as far as is known."""
+        return not self._ended and self._in_flight.room > 0 and not self._pause()
+
+    @property
     def last_polled(self) -> datetime | None:
         """When the server last answered the question; None when it has not yet."""
         return self._questions.last_answered

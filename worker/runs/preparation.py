@@ -7,15 +7,13 @@ Effects are reads only. Every failure that belongs to the run (not to the server
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import UUID
 
 import structlog
 
 from worker.api.client import PrefectClient
-from worker.api.errors import ApiError, NotFound
+from worker.api.errors import ApiError
 from worker.api.models import Deployment, Flow, FlowRun, WorkPool
 from worker.processes.interpreter import InterpreterError
 from worker.processes.launch_problems import LaunchSpec, find_problem
@@ -38,16 +36,12 @@ from worker.runs.launch_spec import (
     launch_spec,
     protected_environment,
 )
-from worker.runs.together import together
+from worker.runs.readings import Reading, Readings
 from worker.runs.worker_events import Subject
 
 
 class Unpreparable(Exception):
     """The run cannot be started; the message is for the run's owner."""
-
-
-class DeploymentGone(Exception):
-    """The run's deployment was deleted between claim and launch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +72,6 @@ class Prepared:
         )
 
 
-class PoolSource(Protocol):
-    """The pool that a run is in, as it is now."""
-
-    @property
-    def worker_id(self) -> str | None:
-        """The id of this worker, where the server tells one."""
-        ...
-
-    async def read(self) -> WorkPool:
-        """Read the pool."""
-        ...
-
-
 class NamedInterpreters(Protocol):
     """The interpreters that job variables name, as `processes.interpreters.Interpreters` looks at them."""
 
@@ -115,7 +96,7 @@ class Preparation:
         self,
         *,
         client: PrefectClient,
-        pool: PoolSource,
+        readings: Readings,
         mode: JobVariablesMode,
         python: str,
         interpreters: NamedInterpreters,
@@ -126,7 +107,7 @@ class Preparation:
         hide: Callable[[str], None],
     ) -> None:
         self._client = client
-        self._pool = pool
+        self._readings = readings
         self._mode = mode
         self._python = python
         self._interpreters = interpreters
@@ -135,26 +116,23 @@ class Preparation:
         self._settings = settings
         self._sleep = sleep
         self._hide = hide
-        self._flows: dict[UUID, Flow] = {}
         self._log = structlog.get_logger()
 
     async def prepare(
         self, flow_run: FlowRun, *, control: ControlAddress | None, fresh_directory: Path
     ) -> Prepared:
-        """Resolve one run; raises Unpreparable or DeploymentGone."""
-        deployment, flow, pool = await together(
-            partial(self._deployment, flow_run), partial(self._flow, flow_run), self._pool.read
-        )
-        inputs, job = await self._resolve(flow_run, flow, deployment, pool)
+        """Resolve one run; raises Unpreparable or DeploymentGone (`readings`)."""
+        reading = await self._readings.of(flow_run)
+        inputs, job = await self._resolve(flow_run, reading)
         layers = environment_layers(
             worker_environment=self._worker_environment,
             settings=self._settings,
             attributed=attribution(
                 flow_run=flow_run,
-                flow=flow,
-                deployment=deployment,
+                flow=reading.flow,
+                deployment=reading.deployment,
                 worker_name=self._worker_name,
-                worker_id=self._pool.worker_id,
+                worker_id=self._readings.worker_id,
             ),
             job=job.env,
             protected=protected_environment(flow_run_id=flow_run.id, control=control),
@@ -169,9 +147,9 @@ class Preparation:
             job=job,
             inputs=inputs,
             layers=layers,
-            flow=flow,
-            deployment=deployment,
-            work_pool=pool,
+            flow=reading.flow,
+            deployment=reading.deployment,
+            work_pool=reading.pool,
         )
 
     async def _spec(
@@ -193,36 +171,15 @@ class Preparation:
             await self._interpreters.check(python, environment=environment)
         return spec
 
-    async def _deployment(self, flow_run: FlowRun) -> Deployment | None:
-        if flow_run.deployment_id is None:
-            return None
-        try:
-            return await self._client.read_deployment(flow_run.deployment_id)
-        except NotFound:
-            raise DeploymentGone(str(flow_run.deployment_id)) from None
-
-    async def _flow(self, flow_run: FlowRun) -> Flow | None:
-        """A flow's name and tags; they do not change once it is registered, so they are read once."""
-        flow_id = flow_run.flow_id
-        if flow_id is None:
-            return None
-        if flow_id not in self._flows:
-            try:
-                self._flows[flow_id] = await self._client.read_flow(flow_id)
-            except NotFound:
-                return None
-        return self._flows[flow_id]
-
-    async def _resolve(
-        self, flow_run: FlowRun, flow: Flow | None, deployment: Deployment | None, pool: WorkPool
-    ) -> tuple[Inputs, JobConfiguration]:
+    async def _resolve(self, flow_run: FlowRun, reading: Reading) -> tuple[Inputs, JobConfiguration]:
         try:
             inputs = Inputs(
-                base_job_template=pool.base_job_template or {},
-                deployment_job_variables=(deployment.job_variables if deployment else None) or {},
+                base_job_template=reading.pool.base_job_template or {},
+                deployment_job_variables=(reading.deployment.job_variables if reading.deployment else None)
+                or {},
                 flow_run_job_variables=await self._flow_run_variables(flow_run),
                 process_env=self._worker_environment,
-                context={"flow": flow.raw if flow else {}, "flow_run": flow_run.raw},
+                context={"flow": reading.flow.raw if reading.flow else {}, "flow_run": flow_run.raw},
             )
             references = ApiReferences(client=self._client, hide=self._hide)
             return inputs, await resolve(inputs, references, self._mode)

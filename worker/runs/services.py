@@ -19,7 +19,7 @@ from worker.runs.journal import Journal
 from worker.runs.lookahead import Leads
 from worker.runs.outbox import Outbox
 from worker.runs.preparation import Preparation
-from worker.runs.start_method import Starter
+from worker.runs.readying import Readying
 from worker.runs.states import States
 from worker.runs.stopping import Stopping
 from worker.runs.worker_events import WorkerEvents
@@ -38,7 +38,7 @@ class Services:
     states: States
     preparation: Preparation
     launcher: Launcher
-    starter: Starter
+    readying: Readying
     control: ControlChannel
     journal: Journal
     gate: ClaimGate

@@ -7,20 +7,17 @@ nothing is lost by it but time.
 
 import os
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
-
-import anyio
 
 from worker.processes.held import Held, NotWarm
 from worker.processes.launch_problems import LARGEST_STRING, LaunchError, LaunchSpec, find_problem, size
 from worker.processes.launcher import Launcher
 from worker.processes.process import ProcessHandle
 from worker.processes.process_table import Marker
-from worker.runs.claims import Standing
 from worker.runs.forkservers import ForkServers
 from worker.runs.launch_spec import child_environment, environment_layers
 
@@ -31,8 +28,6 @@ _READ_ONCE = re.compile(
 )
 # How many bytes the system takes as command and environment (sysconf(3)).
 LARGEST = os.sysconf("SC_ARG_MAX")
-# How long the run's state is believed while its process is prepared, in seconds.
-LONGEST_SINCE_LOOK = 1.0
 _INSTALLERS = re.compile(r"\b(pip3?|uv|poetry|conda|mamba|pdm|pipenv|easy_install)\b", re.IGNORECASE)
 
 
@@ -187,31 +182,3 @@ class Starter:
                 return self._launcher.launch(spec, output=output, marker=marker)
 
             yield Ready(held=held, reason=reason, cold=cold)
-
-
-async def while_looking(
-    stack: AsyncExitStack, start: AbstractAsyncContextManager[Ready], look: Callable[[], Awaitable[Standing]]
-) -> tuple[Standing, Ready | LaunchError]:
-    """Enter `start` on `stack`, and look at the run meanwhile: how it stands, and what is ready, or why nothing can be.
-
-    What was seen counts for a moment only: when preparing has taken longer, the run is looked at again.
-    """
-    standing, seen = Standing.UNKNOWN, 0.0
-    outcome: Ready | Exception = LaunchError("nothing was prepared")
-
-    async def see() -> None:
-        nonlocal standing, seen
-        standing = await look()
-        seen = anyio.current_time()
-
-    async with anyio.create_task_group() as looking:
-        looking.start_soon(see)
-        try:
-            outcome = await stack.enter_async_context(start)
-        except Exception as error:  # noqa: BLE001 - raised again below, and not in a group
-            outcome = error
-    if anyio.current_time() - seen > LONGEST_SINCE_LOOK:
-        await see()
-    if isinstance(outcome, Exception) and not isinstance(outcome, LaunchError):
-        raise outcome
-    return standing, outcome

@@ -1,7 +1,7 @@
 """Questions to the server that do not wait for each other's answers."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import anyio
 
@@ -10,10 +10,23 @@ B = TypeVar("B")
 C = TypeVar("C")
 
 
+@overload
 async def together(
-    first: Callable[[], Awaitable[A]], second: Callable[[], Awaitable[B]], third: Callable[[], Awaitable[C]]
-) -> tuple[A, B, C]:
-    """All three results. When some fail, raises the error of the first of them in this order, after all have ended.
+    first: Callable[[], Awaitable[A]], second: Callable[[], Awaitable[B]], /
+) -> tuple[A, B]: ...
+
+
+@overload
+async def together(
+    first: Callable[[], Awaitable[A]],
+    second: Callable[[], Awaitable[B]],
+    third: Callable[[], Awaitable[C]],
+    /,
+) -> tuple[A, B, C]: ...
+
+
+async def together(*questions: Callable[[], Awaitable[Any]]) -> tuple[Any, ...]:
+    """All results. When some fail, raises the error of the first of them in this order, after all have ended.
 
     The error is not wrapped in a group: callers handle it as if they had asked one after the other.
     """
@@ -27,8 +40,8 @@ async def together(
             errors[place] = error
 
     async with anyio.create_task_group() as asking:
-        for place, question in enumerate((first, second, third)):
+        for place, question in enumerate(questions):
             asking.start_soon(ask, place, question)
     if errors:
         raise errors[min(errors)]
-    return results[0], results[1], results[2]
+    return tuple(results[place] for place in range(len(questions)))

@@ -1,0 +1,143 @@
+"""What a run is prepared from, and reading it ahead: for one run, for a moment, and never older than the run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+
+from tests.support.canned import CannedServer
+from worker.api.client import PrefectClient
+from worker.api.models import FlowRun, WorkPool
+from worker.runs.readings import LONGEST_AHEAD, MOST_AHEAD, DeploymentGone, Readings
+
+pytestmark = pytest.mark.anyio
+
+DEPLOYMENT, FLOW = uuid4(), uuid4()
+
+
+@dataclass
+class OnePool:
+    """The pool, and how often it was read."""
+
+    reads: int = 0
+    worker_id: str | None = None
+
+    async def read(self) -> WorkPool:
+        self.reads += 1
+        return WorkPool.read({"id": str(UUID(int=1)), "name": "p", "type": "process"})
+
+
+@dataclass
+class Bench:
+    """A server with one deployment that changes whenever it is read."""
+
+    server: CannedServer = field(default_factory=CannedServer)
+    pool: OnePool = field(default_factory=OnePool)
+    now: float = 100.0
+    reads: int = 0
+
+    def __post_init__(self) -> None:
+        self.server.on_call("GET", f"/deployments/{DEPLOYMENT}", self._deployment)
+        self.server.on("GET", f"/flows/{FLOW}", {"id": str(FLOW), "name": "f"})
+
+    def _deployment(self, _body: Any) -> tuple[int, Any]:
+        self.reads += 1
+        return 200, {"id": str(DEPLOYMENT), "name": f"read {self.reads}"}
+
+    def readings(self, client: PrefectClient) -> Readings:
+        return Readings(client=client, pool=self.pool, monotonic=lambda: self.now)
+
+
+def a_run() -> FlowRun:
+    return FlowRun.read({"id": str(uuid4()), "deployment_id": str(DEPLOYMENT), "flow_id": str(FLOW)})
+
+
+async def test_what_was_read_ahead_of_a_run_is_not_read_again_for_it() -> None:
+    bench, run = Bench(), a_run()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        reading = await readings.of(run)
+    assert reading.deployment is not None
+    assert reading.deployment.name == "read 1"
+    assert reading.flow is not None
+    assert (bench.reads, bench.pool.reads) == (1, 1)
+
+
+async def test_it_is_for_that_run_alone_and_once() -> None:
+    bench, run = Bench(), a_run()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        other = await readings.of(a_run())
+        first = await readings.of(run)
+        again = await readings.of(run)
+    names = [one.deployment.name for one in (other, first, again) if one.deployment]
+    assert names == ["read 2", "read 1", "read 3"]
+
+
+async def test_after_a_moment_it_counts_no_more() -> None:
+    bench, run = Bench(), a_run()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        bench.now += LONGEST_AHEAD + 0.1
+        reading = await readings.of(run)
+    assert reading.deployment is not None
+    assert reading.deployment.name == "read 2"
+
+
+async def test_what_is_being_read_is_waited_for() -> None:
+    bench, run = Bench(), a_run()
+    async with bench.server.client() as client, anyio.create_task_group() as tasks:
+        readings = bench.readings(client)
+        tasks.start_soon(readings.read_ahead, run.id, DEPLOYMENT)
+        await anyio.wait_all_tasks_blocked()
+        await readings.of(run)
+    assert bench.reads == 1
+
+
+async def test_what_could_not_be_read_ahead_is_read_when_it_is_needed() -> None:
+    bench, run = Bench(), a_run()
+    answers: list[tuple[int, Any]] = [(503, {}), (200, {"id": str(DEPLOYMENT), "name": "now"})]
+    bench.server.on_call("GET", f"/deployments/{DEPLOYMENT}", lambda _: answers.pop(0))
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        reading = await readings.of(run)
+    assert reading.deployment is not None
+    assert reading.deployment.name == "now"
+
+
+async def test_a_deployment_that_is_gone_says_so_when_it_is_needed() -> None:
+    bench, run = Bench(), a_run()
+    bench.server.on_call("GET", f"/deployments/{DEPLOYMENT}", lambda _: (404, {"detail": "gone"}))
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        with pytest.raises(DeploymentGone):
+            await readings.of(run)
+
+
+async def test_only_so_many_runs_are_read_ahead_of_and_old_ones_make_room() -> None:
+    bench = Bench()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        for _ in range(MOST_AHEAD + 3):
+            await readings.read_ahead(uuid4(), DEPLOYMENT)
+        assert bench.reads == MOST_AHEAD
+        bench.now += LONGEST_AHEAD + 0.1
+        await readings.read_ahead(uuid4(), DEPLOYMENT)
+        assert bench.reads == MOST_AHEAD + 1
+
+
+async def test_a_run_without_a_deployment_or_with_a_deleted_flow_has_none() -> None:
+    bench = Bench()
+    bench.server.on_call("GET", f"/flows/{FLOW}", lambda _: (404, {"detail": "gone"}))
+    run = FlowRun.read({"id": str(uuid4()), "flow_id": str(FLOW)})
+    async with bench.server.client() as client:
+        reading = await bench.readings(client).of(run)
+    assert reading.deployment is None
+    assert reading.flow is None

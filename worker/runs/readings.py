@@ -1,0 +1,137 @@
+"""What a run is prepared from as the server has it: its deployment, its flow and its pool.
+
+Owns reading them, and reading them ahead: from the moment the server tells of a new run, before it is asked for the
+runs that may be claimed, and so no sooner than the run was made. What was read ahead is for that run alone and for a
+moment. Does not own what follows from it (`preparation`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+from uuid import UUID
+
+import anyio
+import structlog
+
+from worker.api.client import PrefectClient
+from worker.api.errors import ApiError, NotFound
+from worker.api.models import Deployment, Flow, FlowRun, WorkPool
+from worker.runs.together import together
+
+# How long after it was asked for something that was read ahead still counts, in seconds.
+LONGEST_AHEAD = 1.0
+# So many runs at once, at most.
+MOST_AHEAD = 8
+
+
+class DeploymentGone(Exception):
+    """The run's deployment was deleted between claim and launch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What belongs to one run; `deployment` and `flow` are None for a run without, or whose flow was deleted."""
+
+    deployment: Deployment | None
+    flow: Flow | None
+    pool: WorkPool
+
+
+class PoolSource(Protocol):
+    """The pool that a run is in, as it is now."""
+
+    @property
+    def worker_id(self) -> str | None:
+        """The id of this worker, where the server tells one."""
+        ...
+
+    async def read(self) -> WorkPool:
+        """Read the pool."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Ahead:
+    """What is being read ahead of one run, since when, and what came of it."""
+
+    since: float
+    deployment: Deployment | None = None
+    pool: WorkPool | None = None
+    done: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Readings:
+    """Reads; one for the daemon's life. `monotonic` is a clock in seconds."""
+
+    def __init__(
+        self,
+        *,
+        client: PrefectClient,
+        pool: PoolSource,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._pool = pool
+        self._monotonic = monotonic
+        self._flows: dict[UUID, Flow] = {}
+        self._ahead: dict[UUID, _Ahead] = {}
+        self._log = structlog.get_logger()
+
+    @property
+    def worker_id(self) -> str | None:
+        """The id of this worker, where the server tells one."""
+        return self._pool.worker_id
+
+    async def read_ahead(self, flow_run_id: UUID, deployment_id: UUID) -> None:
+        """The server has just told of this run, which may soon be prepared here.
+
+        What cannot be read now is read when it is needed, and its trouble told then.
+        """
+        now = self._monotonic()
+        self._ahead = {run: known for run, known in self._ahead.items() if now - known.since <= LONGEST_AHEAD}
+        if flow_run_id in self._ahead or len(self._ahead) >= MOST_AHEAD:
+            return
+        known = self._ahead[flow_run_id] = _Ahead(since=now)
+        deployment = partial(self._client.read_deployment, deployment_id, max_tries=1)
+        try:
+            with anyio.move_on_after(LONGEST_AHEAD):
+                known.deployment, known.pool = await together(deployment, self._pool.read)
+        except ApiError as error:
+            self._log.debug("flow_run.not_read_ahead", flow_run_id=str(flow_run_id), reason=str(error))
+        finally:
+            known.done.set()
+
+    async def of(self, flow_run: FlowRun) -> Reading:
+        """What belongs to this run, now or a moment ago. Raises DeploymentGone, and ApiError."""
+        known = self._ahead.pop(flow_run.id, None)
+        if known is not None:
+            await known.done.wait()
+            fresh = self._monotonic() - known.since <= LONGEST_AHEAD
+            if fresh and known.deployment is not None and known.pool is not None:
+                return Reading(known.deployment, await self._flow(flow_run), known.pool)
+        return Reading(
+            *await together(
+                partial(self._deployment, flow_run), partial(self._flow, flow_run), self._pool.read
+            )
+        )
+
+    async def _deployment(self, flow_run: FlowRun) -> Deployment | None:
+        if flow_run.deployment_id is None:
+            return None
+        try:
+            return await self._client.read_deployment(flow_run.deployment_id)
+        except NotFound:
+            raise DeploymentGone(str(flow_run.deployment_id)) from None
+
+    async def _flow(self, flow_run: FlowRun) -> Flow | None:
+        """A flow's name and tags; they do not change once it is registered, so they are read once."""
+        flow_id = flow_run.flow_id
+        if flow_id is None:
+            return None
+        if flow_id not in self._flows:
+            try:
+                self._flows[flow_id] = await self._client.read_flow(flow_id)
+            except NotFound:
+                return None
+        return self._flows[flow_id]
