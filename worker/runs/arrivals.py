@@ -9,19 +9,21 @@ Owns the judgement whether a stream of new runs goes on. Does not own hearing of
 is held back meanwhile (`poller`, `serving`, `outbox`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from uuid import UUID
 
 import structlog
 
 # Runs made within so many seconds of each other belong together, and the more of them there are, the longer the next
 # one is waited for: who makes two is hardly noticed, who makes a hundred is let finish, although his client has to try
-# again now and then (Prefect's waits for two seconds before that). Two or three are waited for only when they come
-# close together: who waits for each run before making the next one is not to wait for us.
+# again now and then (Prefect's waits for two seconds before that). Who makes one now and then is not waited for, and a
+# run that has ended counts no more: who waits for each run before making the next one is not to wait for us.
 WINDOW = 4.0
 CLOSE = 0.8
 MANY = 4
+MANY_CLOSE = 2
 CALM_EACH = 0.3
 LONGEST_CALM = 1.2
 # How much waiting there may be: so many seconds at first, and of those that were used so many are earned in a second.
@@ -33,26 +35,48 @@ _REMEMBERED = 1 + int(LONGEST_CALM / CALM_EACH)
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """The latest runs heard of: their times, until when nothing is begun, and how many seconds may still be waited."""
+class Arrival:
+    """A run, and when it was heard of."""
 
-    times: tuple[float, ...] = ()
+    flow_run_id: UUID
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The latest runs heard of that have not ended, until when nothing is begun, and how many seconds may still be waited.
+
+    `last` is when the last run was heard of.
+    """
+
+    runs: tuple[Arrival, ...] = ()
+    last: float | None = None
     until: float = float("-inf")
     budget: float = BUDGET
 
 
-def heard(stream: Stream, *, now: float) -> Stream:
+def heard(stream: Stream, flow_run_id: UUID, *, now: float) -> Stream:
     """A run was made just now."""
-    earned = EARNED * (now - stream.times[-1]) if stream.times else 0.0
+    earned = 0.0 if stream.last is None else EARNED * (now - stream.last)
     budget = min(BUDGET, stream.budget + earned)
-    times = (*(time for time in stream.times if now - time <= WINDOW), now)[-_REMEMBERED:]
-    if len(times) < MANY and now - times[-2:][0] > CLOSE:
-        return Stream(times, stream.until, budget)
-    until = now + CALM_EACH * (len(times) - 1)
+    recent = (run for run in stream.runs if now - run.time <= WINDOW and run.flow_run_id != flow_run_id)
+    runs = (*recent, Arrival(flow_run_id, now))[-_REMEMBERED:]
+    until = now + CALM_EACH * (len(runs) - 1)
     more = max(0.0, until - max(now, stream.until))
-    if more > budget:
-        return Stream(times, stream.until, budget)
-    return Stream(times, max(until, stream.until), budget - more)
+    if not _belong_together(runs) or more > budget:
+        return Stream(runs, now, stream.until, budget)
+    return Stream(runs, now, max(until, stream.until), budget - more)
+
+
+def _belong_together(runs: Sequence[Arrival]) -> bool:
+    """Whether the last of the runs was made by somebody who makes several in a row."""
+    close = [later.time - earlier.time <= CLOSE for earlier, later in pairwise(runs)]
+    return any(close[-1:]) or (len(runs) >= MANY and sum(close) >= MANY_CLOSE)
+
+
+def ended(stream: Stream, flow_run_id: UUID) -> Stream:
+    """A run has ended."""
+    return replace(stream, runs=tuple(run for run in stream.runs if run.flow_run_id != flow_run_id))
 
 
 def hold(stream: Stream, *, now: float) -> float:
@@ -73,9 +97,14 @@ class Arrivals:
         if flow_run_id is None:
             return
         now = self._monotonic()
-        before, self._stream = self._stream, heard(self._stream, now=now)
+        before, self._stream = self._stream, heard(self._stream, flow_run_id, now=now)
         if hold(self._stream, now=now) and not hold(before, now=now):
             self._log.debug("arrivals.held", budget=round(self._stream.budget, 1))
+
+    def ended(self, flow_run_id: UUID | None) -> None:
+        """A run has ended, here or elsewhere; None: one may have."""
+        if flow_run_id is not None:
+            self._stream = ended(self._stream, flow_run_id)
 
     def pause(self) -> float:
         """For how many seconds nothing should be begun that makes the server write; 0 when there is no reason."""
