@@ -227,6 +227,8 @@ def assemble(
         now=utc_now,
         run_once=options.run_once,
         sleep=anyio.sleep,
+        settled=readings.settled,
+        usual=lambda: pacing.usual,
     )
     cancellations = Cancellations(
         client=client,

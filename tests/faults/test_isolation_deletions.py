@@ -31,7 +31,8 @@ class Moment(StrEnum):
     """When something is deleted, in the life of a run."""
 
     BEFORE_CLAIM = "it was polled, and is about to be claimed"
-    AFTER_CLAIM = "it is claimed, and nothing has been read for it"
+    AFTER_CLAIM = "it is claimed, and the daemon does not know yet"
+    READING = "it is claimed, and its deployment is about to be read"
     LAUNCHED = "its process is there, and the server is about to be told where"
 
 
@@ -65,6 +66,8 @@ class Interceptor:
         moment = moment_before(request.command, request.path, body)
         if moment is not None:
             self._reached(moment, request.path)
+        if request.command == "GET" and "/deployments/" in request.path:
+            self._reading(request.path.partition("/deployments/")[2])
         answer = self._forward(request, body)
         if moment is Moment.BEFORE_CLAIM:
             self._reached(Moment.AFTER_CLAIM, request.path)
@@ -75,7 +78,17 @@ class Interceptor:
         found = self.api.request("GET", f"/flow_runs/{run_id}")
         if found.status_code == HTTPStatus.NOT_FOUND:
             return
-        action = self.planned.pop((found.json()["deployment_id"], moment), None)
+        self._act(self.planned.pop((found.json()["deployment_id"], moment), None), run_id)
+
+    def _reading(self, deployment_id: str) -> None:
+        """The deployment is read beside the claim: wait for that, or its run would be deleted with it."""
+        action = self.planned.pop((deployment_id, Moment.READING), None)
+        if action is not None:
+            (run,) = self.api.runs_of_deployment(deployment_id)
+            self.api.wait_for_state(run["id"], "PENDING")
+            self._act(action, run["id"])
+
+    def _act(self, action: Callable[[str], None] | None, run_id: str) -> None:
         if action is None:
             return
         try:
@@ -171,7 +184,7 @@ CASES = {
     # Deleting a deployment deletes those of its runs that are still Scheduled (PROTOCOL 2.4).
     "deployment before the claim": Case(delete=delete_deployment, moment=Moment.BEFORE_CLAIM, ends=None),
     "deployment after the claim": Case(
-        delete=delete_deployment, moment=Moment.AFTER_CLAIM, ends="CANCELLED", words="no longer exists"
+        delete=delete_deployment, moment=Moment.READING, ends="CANCELLED", words="no longer exists"
     ),
     "deployment while running": Case(delete=delete_deployment, moment=Moment.LAUNCHED, ends="COMPLETED"),
     "run while Scheduled": Case(delete=delete_run, moment=Moment.BEFORE_CLAIM, ends=None),

@@ -10,6 +10,7 @@ from worker.runs.arrivals import (
     CALM_EACH,
     EARNED,
     LONGEST_CALM,
+    LONGEST_WITH_RETRIES,
     WINDOW,
     Arrivals,
     Stream,
@@ -31,7 +32,13 @@ RUN = UUID(int=1)
         pytest.param([100, 101, 101.1], 2 * CALM_EACH, id="three"),
         pytest.param([100, 101, 102, 103], 0, id="one now and then"),
         pytest.param([100 + n / 10 for n in range(20)], LONGEST_CALM, id="many"),
-        pytest.param([100, 100.1, 102.2, 102.3], 3 * CALM_EACH, id="the client has tried again"),
+        pytest.param([100, 100.1, 102.2, 102.3], 3 * CALM_EACH, id="the client may have tried again"),
+        pytest.param([100, 100.1, 100.2, 102.3], 3 * CALM_EACH, id="the client has tried again"),
+        pytest.param(
+            [100, 100.1, 100.2, *(102.3 + n / 10 for n in range(20))],
+            LONGEST_WITH_RETRIES,
+            id="the next time he tries again is waited for, too",
+        ),
         pytest.param([100, 100 + WINDOW + 0.1], 0, id="two that have nothing to do with each other"),
     ],
 )
@@ -51,7 +58,7 @@ def test_who_makes_runs_all_day_is_waited_for_now_and_then(apart: float) -> None
     for number in range(int(seconds / apart)):
         stream = heard(stream, uuid4(), now=number * apart)
         held += min(apart, hold(stream, now=number * apart))
-    assert 0 < held <= BUDGET + EARNED * seconds + LONGEST_CALM
+    assert 0 < held <= BUDGET + EARNED * seconds + LONGEST_WITH_RETRIES
 
 
 @pytest.mark.parametrize("apart", [0.9, 1.4, 2.0, 5.0], ids=str)
@@ -70,6 +77,16 @@ def test_who_waits_for_each_run_before_making_the_next_is_never_held(apart: floa
         stream = heard(stream, run, now=number * apart)
         assert hold(stream, now=number * apart) == 0
         stream = ended(stream, run)
+
+
+def test_whose_runs_end_at_once_is_held_all_the_same_when_he_makes_several_at_a_time() -> None:
+    stream, runs = Stream(), [uuid4() for _ in range(3)]
+    for number, run in enumerate(runs):
+        stream = heard(stream, run, now=100 + number / 10)
+    for run in runs:
+        stream = ended(stream, run)
+    stream = heard(stream, uuid4(), now=102.3)
+    assert hold(stream, now=102.3) == pytest.approx(3 * CALM_EACH)
 
 
 def test_a_run_that_is_heard_of_twice_is_one() -> None:

@@ -45,6 +45,7 @@ class Bench:
         self.cancelling: set[UUID] = set()
         self.ended: set[UUID] = set()
         self.slept: list[float] = []
+        self.now = 100.0
         self.on_question: list[Any] = []
         self.runs = {run_id: Run() for run_id in runs}
         self.in_flight = InFlight(limit=None, freed=Wake(), starts=any_number_of_starts())
@@ -53,7 +54,11 @@ class Bench:
             self.slots.enter_context(self.in_flight.slot(run_id, run))
         self.client = self.server.client()
         self.cancellations = Cancellations(
-            client=self.client, in_flight=self.in_flight, interval=INTERVAL, sleep=self._sleep
+            client=self.client,
+            in_flight=self.in_flight,
+            interval=INTERVAL,
+            sleep=self._sleep,
+            monotonic=lambda: self.now,
         )
 
     @property
@@ -109,6 +114,30 @@ async def test_an_end_that_was_heard_of_is_one_question_a_moment_later() -> None
         assert await bench.cancellations.check_once() == INTERVAL
     assert bench.slept == [PAUSE_AFTER_END]
     assert bench.questions == 1
+
+
+async def test_the_question_after_an_end_is_about_that_run_alone_unless_all_are_to_be_looked_at_anyway() -> (
+    None
+):
+    bench = Bench(FIRST, SECOND)
+    asked: list[list[str]] = []
+    bench.on_question = [
+        lambda: asked.append(bench.server.bodies("POST", "/flow_runs/filter")[-1]["flow_runs"]["id"]["any_"])
+    ]
+    async with bench.client:
+        await bench.cancellations.check_once()
+        bench.now += INTERVAL / 4
+        bench.ended = {FIRST}
+        bench.cancellations.hint_end(FIRST)
+        bench.cancellations.hint_end(THIRD)
+        assert await bench.cancellations.check_once() == INTERVAL * 3 / 4
+        bench.now += INTERVAL
+        bench.cancellations.hint_end(SECOND)
+        assert await bench.cancellations.check_once() == INTERVAL
+    assert asked == [[str(FIRST), str(SECOND)], [str(FIRST)], [str(SECOND)]]
+    assert bench.in_flight.unconcluded == [SECOND]
+    # What was asked for was found: nothing can be on another page.
+    assert len(bench.server.bodies("POST", "/flow_runs/filter")) == bench.questions
 
 
 async def test_an_end_is_nothing_to_ask_about_when_every_run_here_has_ended() -> None:

@@ -18,7 +18,14 @@ from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
 from worker.runs.late_marking import DRAIN, MANY, PATIENCE, PERIOD, LateMarking
 from worker.runs.latest_runs import LatestRuns
-from worker.runs.lookahead import Agenda, Leads, unclaimable
+from worker.runs.lookahead import (
+    ANSWERS_BEFORE_QUESTION,
+    LONGEST_BEFORE_QUESTION,
+    SHORTEST_BEFORE_QUESTION,
+    Agenda,
+    Leads,
+    unclaimable,
+)
 from worker.runs.poller import SPARE, Poller
 from worker.runs.questions import Questions
 from worker.runs.serving import LONGEST_AGE, Serving
@@ -129,6 +136,8 @@ class Bench:
         self.skipped: list[tuple[int, str]] = []
         self.slept: list[float] = []
         self.while_sleeping: Callable[[], None] = lambda: None
+        self.usual: float | None = None
+        self.while_settling: Callable[[], None] = lambda: None
         self.withheld: str | None = None
         self.unmarked = 0
         self._max_late = max_late
@@ -187,6 +196,9 @@ class Bench:
         for one in waiting:
             self.server.on("GET", f"/flow_runs/{one['id']}", one)
 
+    async def _settled(self) -> None:
+        self.while_settling()
+
     async def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.while_sleeping()
@@ -229,6 +241,8 @@ class Bench:
                 now=lambda: self.now,
                 run_once=self._run_once,
                 sleep=self._sleep,
+                settled=self._settled,
+                usual=lambda: self.usual,
             )
 
     async def _count(self, _due_by: datetime) -> int:
@@ -769,15 +783,28 @@ async def test_while_many_runs_are_made_the_server_is_left_alone() -> None:
         assert len(bench.started) == 2
 
 
-async def test_runs_that_are_made_while_a_question_waits_for_its_moment_put_it_off() -> None:
+@pytest.mark.parametrize("moment", ["while_sleeping", "while_settling"])
+async def test_runs_that_are_made_while_a_question_waits_for_its_moment_put_it_off(moment: str) -> None:
     bench = Bench()
     bench.serve([run()])
     async with bench.poller() as poller:
-        bench.while_sleeping = lambda: bench.arrivals.heard(UUID(int=2))
+        arrived: Callable[[], None] = lambda: bench.arrivals.heard(UUID(int=2))  # noqa: E731
+        setattr(bench, moment, arrived)
         bench.arrivals.heard(UUID(int=1))
         poller.hint(UUID(int=1))
         assert await poller.poll_once() == pytest.approx(CALM_EACH)
         assert bench.questions() == []
+
+
+async def test_a_slow_server_is_asked_later_after_a_hint() -> None:
+    bench = Bench()
+    bench.serve([])
+    async with bench.poller() as poller:
+        for bench.usual in (None, 0.01, 0.1, 10.0):
+            poller.hint(UUID(int=1))
+            await poller.poll_once()
+    shortest, longest = SHORTEST_BEFORE_QUESTION, LONGEST_BEFORE_QUESTION
+    assert bench.slept == [shortest, shortest, 0.1 * ANSWERS_BEFORE_QUESTION, longest]
 
 
 async def test_the_poller_is_idle_when_nothing_waits_to_be_claimed() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from tests.support.canned import CannedServer
@@ -97,6 +98,17 @@ async def test_what_is_being_read_is_waited_for() -> None:
         await anyio.wait_all_tasks_blocked()
         await readings.of(run)
     assert bench.reads == 1
+
+
+async def test_who_asks_is_told_when_nothing_is_being_read_ahead_any_more() -> None:
+    bench = Bench()
+    async with bench.server.client() as client, anyio.create_task_group() as tasks:
+        readings = bench.readings(client)
+        await readings.settled()
+        tasks.start_soon(readings.read_ahead, uuid4(), DEPLOYMENT)
+        await anyio.lowlevel.checkpoint()
+        await readings.settled()
+        assert (bench.reads, bench.pool.reads) == (1, 1)
 
 
 async def test_what_could_not_be_read_ahead_is_read_when_it_is_needed() -> None:

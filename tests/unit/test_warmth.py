@@ -24,12 +24,13 @@ requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
 os.dup2(2, 1)
 os.chdir("/")
 sys.path[0:0] = [own, *path]
+from departure import Departure
 from warmth import PreloadError, Warmth
 sys.path.remove(own)
 def answer(content):
     answers.write(json.dumps(content).encode() + b"\\n")
 try:
-    warmth = Warmth(preload=preload)
+    warmth = Warmth(preload=preload, departure=Departure())
 except PreloadError as error:
     answer({"failed": str(error)})
     sys.exit()

@@ -44,17 +44,24 @@ class Endpoints:
         await self.transport.request("PATCH", where, operation=operation, body=body, patience=patience)
 
     async def _pages(
-        self, model: type[M], where: str, operation: str, body: Mapping[str, Any], patience: Patience
+        self,
+        model: type[M],
+        where: str,
+        operation: str,
+        body: Mapping[str, Any],
+        patience: Patience,
+        *,
+        most: int | None = None,
     ) -> list[M]:
-        """All pages; their size is the server's own limit, which only it knows."""
+        """All pages; their size is the server's own limit, which only it knows. `most`: there cannot be more items."""
         items: dict[Any, Any] = {}
         offset = 0
         while True:
             answer = await self._post(where, operation, {**body, "offset": offset}, patience)
             page = self._list(answer, operation)
-            if not page:
-                return self._read_each(model, list(items.values()), operation)
             items |= {_identity(item, offset + n): item for n, item in enumerate(page)}
+            if not page or (most is not None and len(items) >= most):
+                return self._read_each(model, list(items.values()), operation)
             offset += len(page)
 
     def _read(self, model: type[M], data: Any, operation: str) -> M:

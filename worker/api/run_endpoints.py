@@ -77,14 +77,11 @@ class RunEndpoints(Endpoints):
         found: list[FlowRun] = []
         ordered = sorted(ids)
         for start in range(0, len(ordered), _MOST_IDS):
-            body = {
-                "flow_runs": {
-                    "id": {"any_": [str(run_id) for run_id in ordered[start : start + _MOST_IDS]]},
-                    "state": {"type": {"any_": _ENDING}},
-                }
-            }
+            asked = [str(run_id) for run_id in ordered[start : start + _MOST_IDS]]
+            body = {"flow_runs": {"id": {"any_": asked}, "state": {"type": {"any_": _ENDING}}}}
+            operation = "look for runs that are ending"
             found += await self._pages(
-                FlowRun, path("flow_runs", "filter"), "look for runs that are ending", body, patience
+                FlowRun, path("flow_runs", "filter"), operation, body, patience, most=len(asked)
             )
         return found
 

@@ -9,74 +9,79 @@ Owns the judgement whether a stream of new runs goes on. Does not own hearing of
 is held back meanwhile (`poller`, `serving`, `outbox`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from uuid import UUID
 
 import structlog
 
 # Runs made within so many seconds of each other belong together, and the more of them there are, the longer the next
-# one is waited for: who makes two is hardly noticed, who makes a hundred is let finish, although his client has to try
-# again now and then (Prefect's waits for two seconds before that). Who makes one now and then is not waited for, and a
-# run that has ended counts no more: who waits for each run before making the next one is not to wait for us.
-WINDOW = 4.0
+# one is waited for: who makes two is hardly noticed, who makes a hundred is let finish. Who waits for each run before
+# making the next one, or makes one now and then, is not to wait for us.
+WINDOW = 6.0
 CLOSE = 0.8
 MANY = 4
-MANY_CLOSE = 2
+MANY_JOINED = 2
 CALM_EACH = 0.3
 LONGEST_CALM = 1.2
+# Whose run could not be made tries again after two seconds (Prefect's client). Once that seems to have happened, the next
+# time is waited for, too, for so many seconds; otherwise what is begun meanwhile keeps the next run from being made.
+RETRIED = 1.5
+LONGEST_WITH_RETRIES = 2.7
+RETRIES_GO_ON = 10.0
 # How much waiting there may be: so many seconds at first, and of those that were used so many are earned in a second.
 # Who makes runs all day has to get along.
-BUDGET = 10.0
+BUDGET = 15.0
 EARNED = 0.1
 
-_REMEMBERED = 1 + int(LONGEST_CALM / CALM_EACH)
+_REMEMBERED = 1 + int(LONGEST_WITH_RETRIES / CALM_EACH)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A run, and when it was heard of."""
+    """A run, when it was heard of, and whether that was soon after another one that had not ended."""
 
     flow_run_id: UUID
     time: float
+    joined: bool
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The latest runs heard of that have not ended, until when nothing is begun, and how many seconds may still be waited.
+    """The latest runs heard of, until when nothing is begun, and how many seconds may still be waited.
 
-    `last` is when the last run was heard of.
+    `retried` is when a run seemed to have been made at a second try.
     """
 
     runs: tuple[Arrival, ...] = ()
-    last: float | None = None
+    retried: float = float("-inf")
     until: float = float("-inf")
     budget: float = BUDGET
 
 
 def heard(stream: Stream, flow_run_id: UUID, *, now: float) -> Stream:
     """A run was made just now."""
-    earned = 0.0 if stream.last is None else EARNED * (now - stream.last)
-    budget = min(BUDGET, stream.budget + earned)
-    recent = (run for run in stream.runs if now - run.time <= WINDOW and run.flow_run_id != flow_run_id)
-    runs = (*recent, Arrival(flow_run_id, now))[-_REMEMBERED:]
-    until = now + CALM_EACH * (len(runs) - 1)
+    before = tuple(run for run in stream.runs if run.flow_run_id != flow_run_id)
+    since = now - before[-1].time if before else float("inf")
+    budget = min(BUDGET, stream.budget + EARNED * since) if before else stream.budget
+    row = tuple(run for run in before if now - run.time <= WINDOW)[1 - _REMEMBERED :]
+    joined = since <= CLOSE and any(not run.ended for run in row)
+    row = (*row, Arrival(flow_run_id, now, joined))
+    many = len(row) >= MANY and sum(run.joined for run in row) >= MANY_JOINED
+    retried = now if many and since >= RETRIED else stream.retried
+    longest = LONGEST_WITH_RETRIES if now - retried <= RETRIES_GO_ON else LONGEST_CALM
+    until = max(stream.until, now + min(longest, CALM_EACH * (len(row) - 1)))
     more = max(0.0, until - max(now, stream.until))
-    if not _belong_together(runs) or more > budget:
-        return Stream(runs, now, stream.until, budget)
-    return Stream(runs, now, max(until, stream.until), budget - more)
-
-
-def _belong_together(runs: Sequence[Arrival]) -> bool:
-    """Whether the last of the runs was made by somebody who makes several in a row."""
-    close = [later.time - earlier.time <= CLOSE for earlier, later in pairwise(runs)]
-    return any(close[-1:]) or (len(runs) >= MANY and sum(close) >= MANY_CLOSE)
+    if not (joined or many) or more > budget:
+        return Stream(row, retried, stream.until, budget)
+    return Stream(row, retried, until, budget - more)
 
 
 def ended(stream: Stream, flow_run_id: UUID) -> Stream:
     """A run has ended."""
-    return replace(stream, runs=tuple(run for run in stream.runs if run.flow_run_id != flow_run_id))
+    runs = (replace(run, ended=run.ended or run.flow_run_id == flow_run_id) for run in stream.runs)
+    return replace(stream, runs=tuple(runs))
 
 
 def hold(stream: Stream, *, now: float) -> float:

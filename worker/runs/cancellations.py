@@ -7,6 +7,7 @@ question come sooner. It costs nothing while nothing is in flight.
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+import anyio
 import structlog
 
 from worker.api.client import PrefectClient
@@ -24,7 +25,7 @@ PAUSE_AFTER_END = 0.03
 class Cancellations:
     """One question for all runs in flight, every `interval` seconds, and some soon after each hint.
 
-    `wake` is for the loop that calls `check_once`: rung when the next question cannot wait. A run that has ended gives
+    When only ends were heard of, it is about those runs alone. `monotonic` is a clock in seconds. `wake` is for the loop that calls `check_once`: rung when the next question cannot wait. A run that has ended gives
     its slot back (`InFlight.conclude`), although its process may take another second to go.
     """
 
@@ -35,12 +36,15 @@ class Cancellations:
         in_flight: InFlight,
         interval: float,
         sleep: Callable[[float], Awaitable[None]],
+        monotonic: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._client = client
         self._in_flight = in_flight
         self._interval = interval
         self._sleep = sleep
-        self._ended = False
+        self._monotonic = monotonic
+        self._ended: set[UUID] = set()
+        self._next_look = float("-inf")
         self._log = structlog.get_logger()
         self._looks: int | None = None
         self.wake = Wake()
@@ -54,29 +58,37 @@ class Cancellations:
     def hint_end(self, flow_run_id: UUID | None = None) -> None:
         """Somebody heard that this run has ended, or may have missed hearing of some run."""
         unconcluded = self._in_flight.unconcluded
-        concerned = bool(unconcluded) if flow_run_id is None else flow_run_id in unconcluded
+        concerned = [run for run in unconcluded if flow_run_id in {None, run}]
         if concerned and not self._ended:
-            self._ended = True
             self.wake.set()
+        self._ended.update(concerned)
 
     async def check_once(self) -> float:
         """Pass on what is found; returns the seconds until the next look."""
         if self._ended and self._looks is None:
             await self._sleep(PAUSE_AFTER_END)
         # Before the question: a hint that comes while it is under way wants one more.
-        self._ended = False
+        ended, self._ended = self._ended, set()
+        now = self._monotonic()
+        if ended and self._looks is None and now < self._next_look:
+            await self._look([run for run in self._in_flight.unconcluded if run in ended])
+            return max(0.0, self._next_look - now)
         self._looks = None if self._looks is None else self._looks + 1
-        ids = self._in_flight.unconcluded
-        if ids:
-            for flow_run in await self._find(ids):
-                execution = self._in_flight.get(flow_run.id)
-                if execution is not None and is_being_cancelled(flow_run):
-                    execution.cancel()
-                elif has_ended(flow_run):
-                    self._in_flight.conclude(flow_run.id)
+        self._next_look = now + self._interval
+        await self._look(self._in_flight.unconcluded)
         if self._looks is not None and self._looks > len(PAUSES_AFTER_HINT):
             self._looks = None
         return next_look(self._looks, interval=self._interval)
+
+    async def _look(self, ids: list[UUID]) -> None:
+        if not ids:
+            return
+        for flow_run in await self._find(ids):
+            execution = self._in_flight.get(flow_run.id)
+            if execution is not None and is_being_cancelled(flow_run):
+                execution.cancel()
+            elif has_ended(flow_run):
+                self._in_flight.conclude(flow_run.id)
 
     async def _find(self, ids: list[UUID]) -> list[FlowRun]:
         try:

@@ -102,6 +102,11 @@ class Readings:
         finally:
             known.done.set()
 
+    async def settled(self) -> None:
+        """Wait until nothing is being read ahead: a second at most."""
+        for known in tuple(self._ahead.values()):
+            await known.done.wait()
+
     async def of(self, flow_run: FlowRun) -> Reading:
         """What belongs to this run, now or a moment ago. Raises DeploymentGone, and ApiError."""
         known = self._ahead.pop(flow_run.id, None)

@@ -217,14 +217,17 @@ def prepare(control: socket.socket, own: str) -> tuple[Portrait, Warmth] | None:
     if configuration is None:
         return None
     sys.path.insert(0, own)
-    from portrait import Portrait  # noqa: PLC0415 - found only here
+    from departure import Departure  # noqa: PLC0415 - found only here
+
+    departure = Departure()
+    from portrait import Portrait  # noqa: PLC0415 - same
     from warmth import PreloadError, Warmth  # noqa: PLC0415 - same
 
     sys.path.remove(own)
     try:
         portrait = Portrait()
         portrait.check(os.fsencode("=".join(configuration["mark"])) + b"\0")
-        warmth = Warmth(preload=configuration["preload"])
+        warmth = Warmth(preload=configuration["preload"], departure=departure)
     except PreloadError as error:
         answer(control, failed=str(error), lasting=True)
         return None

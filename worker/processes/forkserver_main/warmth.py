@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from departure import Departure
+
 ENGINE = "prefect.engine"
 # What an engine has imported when the flow's first line runs, beyond `prefect.main`. `prefect.engine` is imported by
 # `prefect.flow_engine`, in a fresh process too, there beside the `__main__` that was made from it.
@@ -85,7 +87,7 @@ class PreloadError(Exception):
 class Warmth:
     """A process with everything imported. Make it once, in the only thread; `enter` is called in forked processes."""
 
-    def __init__(self, *, preload: Sequence[str]) -> None:
+    def __init__(self, *, preload: Sequence[str], departure: Departure) -> None:
         """Import Prefect and these modules. Raises PreloadError."""
         gc.disable()  # two seconds of allocation make no garbage worth looking for
         self._environment = dict(os.environ)
@@ -107,6 +109,7 @@ class Warmth:
         self._packages = Packages(missed=self._misses.names)
         # Nothing is imported from here on, and so each forked process looks at the directories anew.
         importlib.invalidate_caches()
+        departure.keep()
         gc.collect()
         gc.freeze()
 
