@@ -15,7 +15,17 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Final, cast
 
-UNUSED: Final = ("rich", "pygments", "click", "better_exceptions", "greenlet", "twisted", "colorama", "h2")
+UNUSED: Final = (
+    "rich",
+    "pygments",
+    "click",
+    "better_exceptions",
+    "greenlet",
+    "twisted",
+    "colorama",
+    "h2",
+    "trio",
+)
 """What structlog, httpx and httpcore import if they can, and do without if they cannot.
 
 httpcore imports its HTTP/2 again when a connection is to speak it.

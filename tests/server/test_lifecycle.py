@@ -12,7 +12,7 @@ from tests.support.daemons import StartWorker
 from tests.support.project import Project
 from tests.support.server import PrefectServer, free_port
 from tests.support.wait import wait_for
-from worker.daemon import EXIT_CONFIGURATION, EXIT_CREDENTIALS, EXIT_POOL
+from worker.fatal import EXIT_CONFIGURATION, EXIT_CREDENTIALS, EXIT_POOL
 
 pytestmark = pytest.mark.timeout(300)
 
