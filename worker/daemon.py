@@ -57,6 +57,7 @@ async def serve(options: Options, settings: Settings) -> None:
         async with attending:
             await attending.start(shutdown.obey_signals)
             loaded = await _load(first.journal)
+            # What lives is taken over first, and a port for health that is taken is told before anybody sees us.
             if loaded and not first.journal.entries() and not options.with_healthcheck:
                 online.begin(attending)
                 await online.arrived(within=EARLY)
