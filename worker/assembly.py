@@ -6,7 +6,7 @@ Owns no behaviour. What the parts do is theirs; in which order they live and die
 import random
 import socket
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 import anyio
@@ -25,6 +25,7 @@ from worker.api.events import (
     Heard,
 )
 from worker.api.models import FlowRun
+from worker.going_online import FirstParts, utc_now
 from worker.metrics import Metrics
 from worker.options import Options
 from worker.parts import Parts
@@ -42,7 +43,6 @@ from worker.runs.execution import Execution
 from worker.runs.forkservers import ForkServers
 from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
-from worker.runs.journal import Journal
 from worker.runs.late_marking import LateMarking
 from worker.runs.latest_runs import LatestRuns
 from worker.runs.lookahead import Agenda, Leads
@@ -60,9 +60,7 @@ from worker.runs.serving import Serving
 from worker.runs.start_method import Starter, StartMethod, forkserver_environment, why_never_warm
 from worker.runs.starts import Starts
 from worker.runs.states import States
-from worker.runs.stopping import Stopping
 from worker.runs.wake import Wake
-from worker.runs.work_pool import WorkPoolKeeper
 from worker.runs.worker_events import WorkerEvents
 from worker.settings import Settings
 
@@ -72,7 +70,7 @@ COUNT_LIMIT = 1.0
 def assemble(
     options: Options,
     settings: Settings,
-    client: PrefectClient,
+    first: FirstParts,
     control: ControlChannel,
     *,
     executions: TaskGroup,
@@ -83,6 +81,7 @@ def assemble(
 
     `subreaper`: orphaned descendants become our children, without which nothing can be started warm.
     """
+    client, journal, pool, stopping = first.client, first.journal, first.pool, first.stopping
     metrics = Metrics()
     freed = Wake()
     pacing = Pacing(
@@ -114,8 +113,6 @@ def assemble(
             directory=options.state.path,
             monotonic=anyio.current_time,
         )
-    journal = Journal(options.state.journal, now=utc_now)
-    stopping = Stopping()
     marking = LateMarking(count=partial(_count_unmarked, client), monotonic=anyio.current_time)
     arrivals = Arrivals(monotonic=anyio.current_time)
 
@@ -135,16 +132,6 @@ def assemble(
         hold=pause,
     )
     events = WorkerEvents(outbox=outbox, worker_name=options.name, version=__version__)
-    pool = WorkPoolKeeper(
-        client=client,
-        name=options.pool,
-        worker_name=options.name,
-        work_queues=options.work_queues,
-        create=options.create_pool,
-        base_job_template=options.base_job_template,
-        heartbeat_interval=settings.worker.heartbeat_seconds,
-        now=utc_now,
-    )
     gate = ClaimGate(
         journal=journal,
         free_bytes=partial(free_bytes, options.state.path),
@@ -293,8 +280,3 @@ def assemble(
 async def _count_unmarked(client: PrefectClient, due_by: datetime) -> int:
     """Only good to know: asked once, and not waited for."""
     return await client.count_unmarked(due_by, max_tries=1, deadline=anyio.current_time() + COUNT_LIMIT)
-
-
-def utc_now() -> datetime:
-    """The wall clock, for whoever is handed one."""
-    return datetime.now(UTC)

@@ -1,112 +1,43 @@
-"""The daemon: the one loop, going online, and the order of shutting down.
+"""The daemon: the order in which it starts and shuts down.
 
 Two lifetimes (`shutdown`): `intake` is asking for and claiming runs, `work` is carrying out what was claimed.
 Everything else (heartbeats, cancellations, the journal, the outbox) lives until the work is done.
 """
 
+import gc
 import random
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
 from worker.api.client import PrefectClient
-from worker.api.errors import ApiError, Misconfigured, NotAnApi, Unauthorized
-from worker.assembly import assemble
+from worker.api.errors import Misconfigured
+from worker.fatal import EXIT_CONFIGURATION, EXIT_HEALTH_ADDRESS, FatalError
+from worker.going_online import EARLY, FirstParts, GoingOnline, first_parts
 from worker.health import HealthServerError
-from worker.observers import Observers
 from worker.options import Options
-from worker.parts import Parts
-from worker.processes.control import ControlChannel
-from worker.processes.interpreter import InterpreterError, inspect_interpreter
 from worker.processes.tree import become_subreaper
-from worker.runs.journal import JournalTooNewError
-from worker.runs.stopping import Stop
+from worker.repeating import repeat
+from worker.runs.journal import Journal, JournalTooNewError
+from worker.runs.stopping import Stop, Stopping
 from worker.runs.wake import Wake
-from worker.runs.work_pool import PoolMissing, PoolRefused
 from worker.sd_notify import ServiceManager
 from worker.settings import Settings
 from worker.shutdown import Shutdown
 
-LONGEST_PAUSE = 30.0
-# Settings may say 0 seconds; asking without a pause would help nobody.
-SHORTEST_PAUSE = 0.01
+if TYPE_CHECKING:
+    from worker.observers import Observers
+    from worker.parts import Parts
+    from worker.processes.control import ControlChannel
+
 LAST_FLUSH_LIMIT = 5.0
-
-EXIT_CONFIGURATION = 1
-EXIT_CREDENTIALS = 3
-EXIT_POOL = 4
-EXIT_INTERPRETER = 5
-EXIT_HEALTH_ADDRESS = 6
-
-
-class FatalError(Exception):
-    """Ends the daemon: the message says why and what to do, `exit_code` is documented in the README."""
-
-    def __init__(self, message: str, *, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-@dataclass(slots=True)
-class Spell:
-    """A row of failures of one step: told once when it begins and once when it ends."""
-
-    what: str
-    failures: int = 0
-
-    def failed(self, error: Exception) -> float:
-        """Note a failure; returns how long to wait before the next try, in seconds."""
-        self.failures += 1
-        if self.failures == 1:
-            known = isinstance(error, ApiError | PoolMissing)
-            structlog.get_logger().warning(
-                f"{self.what}.failed", reason=str(error), exc_info=None if known else error
-            )
-        return min(LONGEST_PAUSE, 2.0**self.failures)
-
-    def succeeded(self) -> None:
-        """Note a success."""
-        if self.failures:
-            structlog.get_logger().info(f"{self.what}.recovered", failures=self.failures)
-        self.failures = 0
-
-
-async def repeat(
-    step: Callable[[], Awaitable[float]],
-    *,
-    what: str,
-    wake: Wake | None = None,
-    after: float = 0.0,
-    once: bool = False,
-) -> None:
-    """Take one step after another for ever, waiting as long as each asks for, or until `wake` rings.
-
-    The only loop, and the only place that catches whatever a step raises (but FatalError): the step is taken
-    again after a growing pause. The client has waited out an unreachable server before (`api.transport`).
-    `after` is how many seconds to wait before the first step; `once` ends with the first success.
-    """
-    wake = wake or Wake()
-    spell = Spell(what)
-    await anyio.sleep(after)
-    while True:
-        try:
-            delay = await step()
-        except FatalError:
-            raise
-        except Exception as error:  # noqa: BLE001 - nothing else that a step does may end the daemon
-            delay = spell.failed(error)
-        else:
-            spell.succeeded()
-            if once:
-                return
-        await wake.wait(timeout=max(delay, SHORTEST_PAUSE))
 
 
 async def serve(options: Options, settings: Settings) -> None:
@@ -118,23 +49,22 @@ async def serve(options: Options, settings: Settings) -> None:
     log = structlog.get_logger()
     subreaper = become_subreaper()
     async with AsyncExitStack() as stack:
-        client = await _connect(stack, options, settings)
-        control = ControlChannel()
+        first = first_parts(options, settings, await _connect(stack, options, settings))
+        stack.push_async_callback(first.journal.close)
+        shutdown = _shutdown(settings, first.stopping)
+        online = GoingOnline(options, first.pool)
         executions, attending = anyio.create_task_group(), anyio.create_task_group()
-        parts = assemble(
-            options,
-            settings,
-            client,
-            control,
-            executions=executions,
-            attending=attending,
-            subreaper=subreaper,
-        )
-        stack.push_async_callback(parts.journal.close)
-        shutdown = _shutdown(settings, parts)
-        observers = _observers(stack, options, settings, parts, shutdown)
         async with attending:
             await attending.start(shutdown.obey_signals)
+            loaded = await _load(first.journal)
+            # What lives is taken over first, and a port for health that is taken is told before anybody sees us.
+            if loaded and not first.journal.entries() and not options.with_healthcheck:
+                online.begin(attending)
+                await online.arrived(within=EARLY)
+            parts, control = _assemble(
+                options, settings, first, executions=executions, attending=attending, subreaper=subreaper
+            )
+            observers = _observers(stack, options, settings, parts, shutdown)
             await attending.start(control.serve)
             attending.start_soon(_loop(parts.outbox.flush_once, what="outbox"))
             attending.start_soon(
@@ -147,15 +77,18 @@ async def serve(options: Options, settings: Settings) -> None:
             with shutdown.work:
                 async with executions:
                     with shutdown.intake:
-                        await _recover_living(parts)
+                        await _recover_living(parts, loaded=loaded)
                         attending.start_soon(_loop(parts.journal.check_once, what="journal"))
-                        await _go_online(options, parts, attending)
+                        online.begin(attending)
+                        await online.arrived()
+                        _say_online(options, parts, attending)
                         observers.online()
                         await _recover_rest(parts, attending, once=options.run_once)
                         await repeat(
                             parts.poller.poll_once, what="poll", wake=parts.freed, once=options.run_once
                         )
                         shutdown.end_intake()
+                    online.give_up()
                     parts.poller.end()
                     if len(parts.in_flight):
                         log.info("worker.draining", in_flight=len(parts.in_flight))
@@ -171,34 +104,31 @@ def _loop(
     return partial(repeat, step, what=what, after=after, wake=wake)
 
 
-async def _check_interpreter(options: Options) -> None:
+async def _load(journal: Journal) -> bool:
+    """Try to read the journal; what is the matter when that fails is told by the loop that tries again."""
     try:
-        found = await inspect_interpreter(options.python)
-    except InterpreterError as error:
-        raise FatalError(str(error), exit_code=EXIT_INTERPRETER) from error
-    structlog.get_logger().info(
-        "interpreter.found",
-        executable=found.executable,
-        python=found.python_version,
-        prefect=found.prefect_version,
-    )
+        await _load_once(journal)
+    except (OSError, sqlite3.Error, RuntimeError):  # RuntimeError: no thread to be had
+        return False
+    return True
 
 
-async def _recover_living(parts: Parts) -> None:
+async def _load_once(journal: Journal) -> float:
+    try:
+        await journal.load()
+    except JournalTooNewError as error:
+        raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
+    return 0.0
+
+
+async def _recover_living(parts: "Parts", *, loaded: bool) -> None:
     """Read the journal and take over what still runs: the server need not be there for that."""
-
-    async def load() -> float:
-        try:
-            await parts.journal.load()
-        except JournalTooNewError as error:
-            raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
-        return 0.0
-
-    await repeat(load, what="journal", once=True)
+    if not loaded:
+        await repeat(partial(_load_once, parts.journal), what="journal", once=True)
     await parts.recovery.adopt_living()
 
 
-async def _recover_rest(parts: Parts, attending: TaskGroup, *, once: bool) -> None:
+async def _recover_rest(parts: "Parts", attending: TaskGroup, *, once: bool) -> None:
     """Settle what else an earlier daemon has left, beside new runs, and keep doing so; with `once` before them."""
     if once:
         await parts.recovery.settle_all()
@@ -206,21 +136,40 @@ async def _recover_rest(parts: Parts, attending: TaskGroup, *, once: bool) -> No
     attending.start_soon(_loop(parts.lost_runs.look_once, what="lost_runs"))
 
 
-def _shutdown(settings: Settings, parts: Parts) -> Shutdown:
+def _assemble(
+    options: Options,
+    settings: Settings,
+    first: FirstParts,
+    *,
+    executions: TaskGroup,
+    attending: TaskGroup,
+    subreaper: bool,
+) -> "tuple[Parts, ControlChannel]":
+    """Load the rest of the daemon, and make it."""
+    from worker.assembly import assemble  # noqa: PLC0415 - most of the code, and not needed to be online
+    from worker.processes.control import ControlChannel  # noqa: PLC0415 - same
+
+    control = ControlChannel()
+    parts = assemble(
+        options, settings, first, control, executions=executions, attending=attending, subreaper=subreaper
+    )
+    # As at start: what has been loaded stays as long as the process.
+    gc.freeze()
+    return parts, control
+
+
+def _shutdown(settings: Settings, stopping: Stopping) -> Shutdown:
     return Shutdown(
-        stopping=parts.stopping,
+        stopping=stopping,
         cut_short=Stop(settings.headrace.on_timeout),
         drain_timeout=settings.headrace.drain_timeout,
         detach=settings.headrace.detach_on_stop,
     )
 
 
-async def _go_online(options: Options, parts: Parts, attending: TaskGroup) -> None:
-    """Check what flows run in, wait for the server and the pool, show the worker online, and say so."""
+def _say_online(options: Options, parts: "Parts", attending: TaskGroup) -> None:
+    """Say that the worker is online, and begin what keeps it so."""
     log = structlog.get_logger()
-    async with anyio.create_task_group() as checking:
-        checking.start_soon(_check_interpreter, options)
-        await repeat(partial(_reach_pool, parts), what="work_pool", once=True)
     parts.events.started(parts.pool.known)
     log.info("worker.started", limit=options.limit, job_variables=options.job_variables.value)
     options.announce(f"Worker '{options.name}' started!")
@@ -230,24 +179,7 @@ async def _go_online(options: Options, parts: Parts, attending: TaskGroup) -> No
         attending.start_soon(_loop(keep, what="forkserver", wake=servers.wake))
 
 
-async def _reach_pool(parts: Parts) -> float:
-    """Find or create the pool and send the first heartbeat; FatalError when the pool cannot be had."""
-    try:
-        await parts.pool.ensure()
-        return await parts.pool.beat_once()
-    except PoolRefused as error:
-        raise FatalError(str(error), exit_code=EXIT_POOL) from error
-    except Unauthorized as error:
-        msg = (
-            f"the server refused our credentials: {error}; set PREFECT_API_KEY (Prefect Cloud) or"
-            " PREFECT_API_AUTH_STRING (self-hosted), in the environment or the active profile"
-        )
-        raise FatalError(msg, exit_code=EXIT_CREDENTIALS) from error
-    except (NotAnApi, Misconfigured) as error:
-        raise FatalError(str(error), exit_code=EXIT_CONFIGURATION) from error
-
-
-async def _sign_off(parts: Parts) -> None:
+async def _sign_off(parts: "Parts") -> None:
     """The last event and log lines; the server has a few seconds to take them."""
     if parts.pool.current is not None:
         parts.events.stopped(parts.pool.current)
@@ -267,9 +199,11 @@ async def _connect(stack: AsyncExitStack, options: Options, settings: Settings) 
 
 
 def _observers(
-    stack: AsyncExitStack, options: Options, settings: Settings, parts: Parts, shutdown: Shutdown
-) -> Observers:
+    stack: AsyncExitStack, options: Options, settings: Settings, parts: "Parts", shutdown: Shutdown
+) -> "Observers":
     """Let them look who were asked to: before the server is there, as an orchestrator wants to know then, too."""
+    from worker.observers import Observers  # noqa: PLC0415 - with the rest of the daemon
+
     manager = ServiceManager(options.notify)
     stack.callback(manager.close)
     observers = Observers(

@@ -1,7 +1,7 @@
 """Importing the daemon without what its libraries load merely because it is installed.
 
 The daemon often lives in Prefect's environment, where everything is installed. There structlog and httpx load rich,
-pygments, click and h2, a quarter of the time that a start takes, and pydantic looks through every distribution
+pygments, click, h2 and trio, up to a third of the time that a start takes, and pydantic looks through every distribution
 for plugins, other people's code that the daemon has no use for. Owns leaving that out while the daemon is imported.
 Nothing is kept out for good: what needs one of them later (HTTP/2, when it is asked for) finds it.
 """
@@ -15,10 +15,20 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Final, cast
 
-UNUSED: Final = ("rich", "pygments", "click", "better_exceptions", "greenlet", "twisted", "colorama", "h2")
+UNUSED: Final = (
+    "rich",
+    "pygments",
+    "click",
+    "better_exceptions",
+    "greenlet",
+    "twisted",
+    "colorama",
+    "h2",
+    "trio",
+)
 """What structlog, httpx and httpcore import if they can, and do without if they cannot.
 
-httpcore imports its HTTP/2 again when a connection is to speak it.
+httpcore imports its HTTP/2 again when a connection is to speak it, and needs trio only in a program that runs on it.
 """
 
 LATE: Final = "httpcore"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from worker import __version__, health
-from worker.assembly import utc_now
+from worker.going_online import utc_now
 from worker.health import BEAT, Readiness, readiness
 from worker.options import Options
 from worker.parts import Parts

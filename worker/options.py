@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.api.models import FlowRun
 from worker.processes.output import Mask
-from worker.runs.job_variables import JobVariablesMode
+from worker.runs.job_variables_mode import JobVariablesMode
 from worker.sd_notify import Address
 from worker.state_directory import StateDirectory
 

@@ -16,9 +16,10 @@ import structlog
 
 from worker import console, daemon, log, output_printer, state_directory
 from worker.configuration import ConfigurationError, read_settings
+from worker.fatal import FatalError
 from worker.lean_imports import lean_imports
 from worker.options import Options
-from worker.runs.job_variables import JobVariablesMode
+from worker.runs.job_variables_mode import JobVariablesMode
 from worker.sd_notify import take_address
 from worker.settings import Settings
 from worker.state_directory import StateDirectory
@@ -92,14 +93,14 @@ def _serve(options: Options, settings: Settings) -> int:
     gc.freeze()
     try:
         anyio.run(daemon.serve, options, settings)
-    except* daemon.FatalError as fatal:
+    except* FatalError as fatal:
         error = _first(fatal)
         print(f"headrace: {error}", file=sys.stderr)
         exit_code = error.exit_code
     return exit_code
 
 
-def _first(group: BaseExceptionGroup[daemon.FatalError]) -> daemon.FatalError:
+def _first(group: BaseExceptionGroup[FatalError]) -> FatalError:
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 

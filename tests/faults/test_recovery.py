@@ -136,6 +136,10 @@ def test_living_runs_are_adopted_and_their_ends_reported(
     second = daemon(pool=pool, successor_of=first, args=("--limit", "2"))
     pids = {event["flow_run_id"]: event["pid"] for event in second.events("flow_run.adopted")}
     assert pids.keys() == {well, badly}
+    story = [event["event"] for event in second.logs()]
+    assert story.index("interpreter.found") > max(
+        at for at, event in enumerate(story) if event == "flow_run.adopted"
+    )
     os.killpg(pids[badly], signal.SIGKILL)
     crashed = api.wait_for_final(badly)
     assert crashed["state_type"] == "CRASHED", api.story(badly)

@@ -1,6 +1,7 @@
 """The daemon's own life: before the server, with wrong credentials, on a wrong pool, told to stop."""
 
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.support.daemons import StartWorker
 from tests.support.project import Project
 from tests.support.server import PrefectServer, free_port
 from tests.support.wait import wait_for
-from worker.daemon import EXIT_CONFIGURATION, EXIT_CREDENTIALS, EXIT_POOL
+from worker.fatal import EXIT_CONFIGURATION, EXIT_CREDENTIALS, EXIT_HEALTH_ADDRESS, EXIT_POOL
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -63,6 +64,32 @@ def test_an_idle_daemon_comes_online_and_stops_at_once(
     )
     assert worker.stop() == 0
     assert f"Worker '{worker.name}' stopped!" in worker.stdout()
+
+
+def test_a_port_for_health_that_is_taken_is_told_before_the_worker_is_seen(
+    api: PrefectApi, pool: str, daemon: StartWorker
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        worker = daemon(
+            pool=pool,
+            args=["--with-healthcheck"],
+            env={"PREFECT_WORKER_WEBSERVER_PORT": str(taken.getsockname()[1])},
+            wait=False,
+        )
+        assert worker.wait_exit() == EXIT_HEALTH_ADDRESS
+    assert not [one for one in api.workers(pool) if one["name"] == worker.name]
+
+
+def test_told_to_stop_while_the_server_does_not_answer_it_says_so_and_stops(daemon: StartWorker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        worker = daemon(pool="never-reached", env={"PREFECT_API_URL": url}, wait=False)
+        connection, _ = silent.accept()
+        with connection:
+            worker.service.signal(signal.SIGTERM)
+            assert worker.wait_exit() == 0
+    assert f"Worker '{worker.name}' stopped!" in worker.stdout()
+    assert "started!" not in worker.stdout()
 
 
 def test_a_daemon_started_before_its_server_waits_and_makes_the_pool(

@@ -25,7 +25,7 @@ from tests.support.starts import any_number_of_starts
 from tests.support.wait import wait_until
 from worker.api.client import PrefectClient
 from worker.api.events import FLOW_RUN_CANCELLING, Bell, EventStream
-from worker.daemon import repeat
+from worker.repeating import repeat
 from worker.runs.cancellations import Cancellations
 from worker.runs.in_flight import InFlight
 from worker.runs.wake import Wake

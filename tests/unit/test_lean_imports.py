@@ -60,3 +60,18 @@ def test_the_daemon_loads_nothing_that_it_does_not_need_to_start() -> None:
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)} | set(json.loads(done.stdout))
     assert not loaded & {*UNUSED, "prefect", "jinja2", "psutil", "wsproto", "dotenv", "http.server"}
     assert "worker.daemon" in loaded
+
+
+def test_what_carries_out_runs_is_loaded_later() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE], check=True, capture_output=True, text=True)
+    later = {
+        "worker.assembly",
+        "worker.observers",
+        "worker.processes.control",
+        "worker.runs.execution",
+        "worker.runs.job_variables",
+        "worker.runs.preparation",
+        "worker.runs.recovery",
+        "wsproto",
+    }
+    assert not later & set(json.loads(done.stdout))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, assert_never
 
 from worker.runs.configuration_types import FIELDS, Fields, check
 from worker.runs.job_template import JobTemplate, Populated, populate, read_template
 from worker.runs.job_variables_error import JobVariablesError, build_error
+from worker.runs.job_variables_mode import JobVariablesMode
 from worker.runs.layers import (
     Layer,
     Variables,
@@ -31,16 +31,6 @@ from worker.runs.placeholders import MISSING, Filling, Kind, Path, fill, is_obje
 from worker.runs.provenance import Provenance, flat, keys, trace
 from worker.runs.references import BlockPass, ReferenceNotFound, References, VariablePass
 from worker.runs.undeclared import find_undeclared
-
-
-class JobVariablesMode(StrEnum):
-    """Whose rules decide where layers disagree (`--job-variables`)."""
-
-    LAYERED = "layered"
-    """The later layer wins in whatever form it is written; undeclared variables are not lost silently."""
-
-    STOCK = "stock"
-    """Prefect 3.8.8 to the letter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from worker.api.errors import ServerFault
-from worker.daemon import LONGEST_PAUSE, SHORTEST_PAUSE, repeat
+from worker.repeating import LONGEST_PAUSE, SHORTEST_PAUSE, repeat
 from worker.runs.wake import Wake
 
 pytestmark = pytest.mark.anyio
