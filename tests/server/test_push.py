@@ -217,7 +217,7 @@ async def cancelling(
         )
         with in_flight.slot(UUID(run_id), run):
             async with (
-                listening(url, lambda: pool_id, bell=cancellations.hint) as found,
+                listening(url, lambda: pool_id, bell=lambda _: cancellations.hint()) as found,
                 anyio.create_task_group() as tasks,
             ):
                 looking = partial(

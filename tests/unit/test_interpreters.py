@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.support.wait import wait_until
 from worker.processes import interpreters
 from worker.processes.interpreter import Interpreter, InterpreterError, NoAnswer, NotAsked
 from worker.processes.interpreters import ANSWER_LIMIT, SILENCE, Interpreters, locate
@@ -185,11 +186,12 @@ async def test_when_the_run_that_asks_is_cancelled_another_one_asks(here: Path) 
 
     scopes = [anyio.CancelScope() for _ in range(3)]
     async with anyio.create_task_group() as runs:
-        for scope in scopes:
+        runs.start_soon(run, scopes[0])
+        await wait_until(lambda: asked.asked, description="the question")
+        for scope in scopes[1:]:
             runs.start_soon(run, scope)
-        await anyio.wait_all_tasks_blocked()
         scopes[0].cancel()
-        await anyio.wait_all_tasks_blocked()
+        await wait_until(lambda: len(asked.asked) == 2, description="another one's question")
         asked.may_answer.set()
     assert len(asked.asked) == 2
     assert answers == [None, None]
