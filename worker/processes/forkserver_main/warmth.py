@@ -21,6 +21,7 @@ import time
 import uuid
 
 from warmth_disk import Packages
+from warmth_rehearsal import rehearse
 from warmth_settings import LoggingState, SettingsState
 from warmth_tls import TlsStock
 from warmth_watch import Descriptors, EnvironmentReads, Misses, Seeding, thread_names
@@ -99,6 +100,7 @@ class Warmth:
         with self._misses, self._seeding:
             with self._reads, self._logging:
                 self._import_prefect()
+                self._rehearse()
             self._settings = SettingsState(environment=self._environment, log=self._logging)
             self._own_reads = EnvironmentReads(again=())
             with self._own_reads:
@@ -128,6 +130,13 @@ class Warmth:
                 complete = getattr(getattr(sys.modules.get(name), model, None), "model_rebuild", None)
                 if complete is not None:  # as on first use, but that no name of this function is a type
                     complete(raise_errors=False, _types_namespace={})
+        self._check("prefect")
+
+    def _rehearse(self) -> None:
+        """Once the settings are there, and before anything of the user's is. What it reads counts as read by an import."""
+        failed, self._kept = rehearse()
+        for sentence in failed:
+            print(f"not rehearsed before the fork: {sentence}", file=sys.stderr, flush=True)  # noqa: T201 - its log
         self._check("prefect")
 
     def _import(self, name: str) -> None:
