@@ -29,8 +29,8 @@ PAUSES_AFTER_HINT = (0.15, 0.5)
 # Before the first question, in seconds, so that it does not meet that commit: on SQLite, the two writes would wait for each
 # other. And so that it does not meet the next run's, if somebody is making several: a slow server takes longer for each.
 SHORTEST_BEFORE_QUESTION = 0.04
-LONGEST_BEFORE_QUESTION = 0.5
-ANSWERS_BEFORE_QUESTION = 2.5
+LONGEST_BEFORE_QUESTION = 0.25
+ANSWERS_BEFORE_QUESTION = 2.0
 # The scheduler makes the runs of a changed deployment in its next round: every 5 s.
 SCHEDULER_ROUND = 6.0
 # Waiting is not exact; a moment later is surely not too early.
