@@ -79,6 +79,12 @@ DIFFERENCES: tuple[Difference, ...] = (
         expected=lambda warm, cold: (warm, cold) == (True, False),
     ),
     Difference(
+        facts="interpreter/atexit",
+        sees="one more function registered with atexit, called after all of its own",
+        reason="it keeps the interpreter from clearing the modules that were imported before the fork.",
+        expected=lambda warm, cold: warm == cold + 1,
+    ),
+    Difference(
         facts="main/bottom_frames",
         sees="a few more frames at the outer end of a stack, those of the fork server, before prefect.engine's",
         reason="a forked process goes on where it was forked; only a dump of the whole stack shows it.",

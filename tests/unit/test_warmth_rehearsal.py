@@ -18,7 +18,7 @@ OWN = Path(__file__).parents[2] / "worker" / "processes" / "forkserver_main"
 WATCHED = """
 import asyncio, atexit, contextvars, functools, gc, json, logging, os, random, signal, socket, sys, tempfile, threading, warnings
 sys.path.insert(0, sys.argv[1])
-import warmth
+import departure, warmth
 sys.path.pop(0)
 rehearse, seen, heard = warmth.rehearse, {}, []
 
@@ -75,7 +75,7 @@ def watched():
     return outcome
 
 warmth.rehearse = watched
-warmth.Warmth(preload=[])
+warmth.Warmth(preload=[], departure=departure.Departure())
 print(json.dumps([seen, heard]))
 """
 # What keeps the values of pure functions: of an address, a style, the name of a setting, the name of a logger.
@@ -150,9 +150,9 @@ FIRSTS = """
 import sys
 if {warm}:
     sys.path.insert(0, sys.argv[1])
-    import warmth
+    import departure, warmth
     sys.path.pop(0)
-    entered = warmth.Warmth(preload=[])
+    entered = warmth.Warmth(preload=[], departure=departure.Departure())
     entered.enter(env=dict(__import__("os").environ))
 import asyncio, threading, warnings
 import prefect.main, prefect.flow_engine
@@ -178,7 +178,7 @@ def test_what_is_numbered_begins_where_it_does_in_a_fresh_interpreter(environmen
 FAILING = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import warmth, warmth_rehearsal
+import departure, warmth, warmth_rehearsal
 sys.path.pop(0)
 done = []
 def breaks():
@@ -188,7 +188,7 @@ def works():
     done.append("works")
     return "kept"
 warmth_rehearsal.STEPS = (breaks, works)
-warm = warmth.Warmth(preload=[])
+warm = warmth.Warmth(preload=[], departure=departure.Departure())
 print(done.count("breaks"), done.count("works") == len(warm._kept) > 1, set(warm._kept))
 """
 
