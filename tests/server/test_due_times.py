@@ -97,7 +97,8 @@ def test_no_more_runs_start_at_once_than_may_and_all_of_a_burst_complete(
     for one in worker.logs():
         if one["event"] == "flow_run.claimed":
             going.add(one["flow_run_id"])
-        elif one["event"] == "flow_run.started":
+        elif one["event"] in {"flow_run.started", "flow_run.concluded", "flow_run.exited"}:
+            # That it has ended can be heard before its engine's greeting is read.
             going.discard(one["flow_run_id"])
         assert len(going) <= 2
     assert worker.stop() == 0
