@@ -65,6 +65,8 @@ async def serve(options: Options, settings: Settings) -> None:
                 options, settings, first, executions=executions, attending=attending, subreaper=subreaper
             )
             observers = _observers(stack, options, settings, parts, shutdown)
+            if shutdown.draining:
+                observers.stopping()  # told to stop before there was anyone to tell
             await attending.start(control.serve)
             attending.start_soon(_loop(parts.outbox.flush_once, what="outbox"))
             attending.start_soon(

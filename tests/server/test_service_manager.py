@@ -94,6 +94,26 @@ def test_ready_alive_stopping(
 
 
 @pytest.mark.parametrize("manager", ["path"], indirect=True)
+def test_stopping_is_said_by_who_is_told_to_stop_before_all_of_it_is_loaded(
+    pool: str, daemon: StartWorker, manager: Manager
+) -> None:
+    worker = daemon(
+        pool=pool,
+        program="tests.support.crashing_daemon",
+        env={
+            **manager.environment("1000000"),
+            "CRASH_AT": "0",
+            "CRASH_WHEN": "online",
+            "CRASH_SIGNALS": "SIGTERM",
+        },
+        wait=False,
+    )
+    assert worker.wait_exit() == 0
+    assert manager.lines().count("STOPPING=1") == 1
+    assert "READY=1" not in manager.lines()
+
+
+@pytest.mark.parametrize("manager", ["path"], indirect=True)
 def test_the_units_own_command_and_environment(
     api: PrefectApi,
     project: Project,

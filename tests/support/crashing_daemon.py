@@ -1,7 +1,7 @@
 """Our daemon, with a journal that signals the process at one of its writes: `-m tests.support.crashing_daemon start …`.
 
 CRASH_AT is the number of the write, from 1; CRASH_WHEN is `before` or `after` it is committed, or `held`: at no write, but
-with a process forked that waits for the word. CRASH_SIGNALS are the names of the signals, one after the other. SIGKILL
+with a process forked that waits for the word, or `online`: while the rest of it is not loaded yet. CRASH_SIGNALS are the names of the signals, one after the other. SIGKILL
 leaves everything as it is at that very moment.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from worker import cli
+from worker.going_online import GoingOnline
 from worker.processes.held import Held
 from worker.processes.process import ProcessHandle
 from worker.runs.journal import Journal
@@ -33,6 +34,17 @@ def signal_while_held(names: Sequence[str]) -> None:
     Held.go = crashing
 
 
+def signal_before_it_is_loaded(names: Sequence[str]) -> None:
+    arrived = GoingOnline.arrived
+
+    async def crashing(self: GoingOnline, *, within: float | None = None) -> None:
+        if within is not None:
+            send(names)
+        await arrived(self, within=within)
+
+    GoingOnline.arrived = crashing
+
+
 def signal_at(number: int, when: str, names: Sequence[str]) -> None:
     writes = itertools.count(1)
     commit = Journal._commit  # pyright: ignore[reportPrivateUsage]
@@ -49,8 +61,12 @@ def signal_at(number: int, when: str, names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if os.environ["CRASH_WHEN"] == "held":
-        signal_while_held(os.environ["CRASH_SIGNALS"].split())
-    else:
-        signal_at(int(os.environ["CRASH_AT"]), os.environ["CRASH_WHEN"], os.environ["CRASH_SIGNALS"].split())
+    signals = os.environ["CRASH_SIGNALS"].split()
+    match os.environ["CRASH_WHEN"]:
+        case "held":
+            signal_while_held(signals)
+        case "online":
+            signal_before_it_is_loaded(signals)
+        case when:
+            signal_at(int(os.environ["CRASH_AT"]), when, signals)
     cli.main()

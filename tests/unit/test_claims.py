@@ -197,7 +197,9 @@ async def test_a_claim_cancelled_before_its_answer_came_is_still_ours() -> None:
     refuse(server)
     server.on("GET", f"/flow_runs/{RUN.id}", run_as("CANCELLING"))
     server.on("GET", "/flow_run_states/", [state("PENDING", transition_id=OURS), state("CANCELLING")])
-    assert isinstance(await claim(server, OURS), Claim)
+    won = await claim(server, OURS)
+    assert isinstance(won, Claim)
+    assert won.cancelling, "and is not to be started"
 
 
 async def test_a_claim_that_was_lost_says_that_others_claim_too_until_one_is_won() -> None:

@@ -26,8 +26,9 @@ def module(name, **content):
     made.__dict__.update(content)
     return made
 
-module("shared", held=Told("what the shared module holds"))
+module("shared", held=Told("what the shared module holds"), cache=[])
 departure.keep()
+module("preloaded", held=Told("what the user's module of before the fork holds"))
 gc.collect()
 gc.freeze()
 pid = os.fork()
@@ -37,9 +38,22 @@ if pid:
 file = open(sys.argv[2], "w")
 file.write("written out")
 module("mine", held=Told("what the flow holds"), file=file)
-del file
 import shared
-atexit.register(lambda: print("at exit, the shared module", "is there" if "shared" in sys.modules else "is gone"))
+shared.cache.append([open(sys.argv[2] + ".binary", "wb"), open(sys.argv[2] + ".closed", "w")])
+shared.cache[0][0].write(b"by whoever keeps it")
+shared.cache[0][1].close()
+
+class Imports:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        import shared
+        print("a finalizer finds the shared module", "as it was" if shared is was else "made anew")
+
+was = shared
+Imports()
+del file, shared
+atexit.register(lambda: print("at exit, the shared module", "is there" if sys.modules.get("shared") is was else "is gone"))
 threading.Thread(target=lambda: print("a thread has ended")).start()
 sys.exit(3)
 """
@@ -59,6 +73,9 @@ def test_only_what_was_there_before_the_fork_is_left_alone(tmp_path: Path) -> No
     assert done.stdout.splitlines() == [
         "a thread has ended",
         "at exit, the shared module is there",
+        "a finalizer finds the shared module as it was",
+        "what the user's module of before the fork holds is finalized",
         "what the flow holds is finalized",
     ]
     assert written.read_text() == "written out"
+    assert (tmp_path / "written.binary").read_text() == "by whoever keeps it"

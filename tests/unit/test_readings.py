@@ -133,6 +133,44 @@ async def test_a_deployment_that_is_gone_says_so_when_it_is_needed() -> None:
             await readings.of(run)
 
 
+async def test_whatever_keeps_it_from_being_read_ahead_is_nobody_elses_trouble() -> None:
+    bench, run = Bench(), a_run()
+    read = bench.pool.read
+
+    async def fails() -> WorkPool:
+        bench.pool.read = read
+        raise RuntimeError("can't start new thread")
+
+    bench.pool.read = fails
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        assert (await readings.of(run)).pool.name == "p"
+
+
+async def test_what_was_read_of_another_deployment_than_the_runs_does_not_count() -> None:
+    bench, other, run = Bench(), uuid4(), a_run()
+    bench.server.on("GET", f"/deployments/{other}", {"id": str(other), "name": "another"})
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(run.id, other)
+        reading = await readings.of(run)
+    assert reading.deployment is not None
+    assert reading.deployment.id == DEPLOYMENT
+
+
+async def test_a_run_that_is_told_of_again_is_read_ahead_of_again() -> None:
+    bench, run = Bench(), a_run()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        reading = await readings.of(run)
+    assert reading.deployment is not None
+    assert reading.deployment.name == "read 2"
+    assert bench.reads == 2
+
+
 async def test_only_so_many_runs_are_read_ahead_of_and_old_ones_make_room() -> None:
     bench = Bench()
     async with bench.server.client() as client:

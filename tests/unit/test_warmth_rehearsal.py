@@ -197,3 +197,27 @@ def test_a_step_that_fails_is_told_once_and_the_others_are_taken(environment: di
     finished = run(FAILING, environment)
     assert finished.stderr == "not rehearsed before the fork: breaks: LookupError: another version\n"
     assert finished.stdout == "1 True {'kept'}\n"
+
+
+LOGGED = """
+import logging, sys
+import prefect.main
+sys.path.insert(0, sys.argv[1])
+from warmth_rehearsal import rehearse
+lines = []
+class Handler(logging.Handler):
+    def emit(self, record):
+        lines.append(record.getMessage())
+logging.disable(logging.DEBUG)
+root = logging.getLogger()
+root.setLevel(logging.DEBUG)
+root.addHandler(Handler())
+rehearse(rounds=1)
+root.info("afterwards")
+root.debug("never")
+print(lines)
+"""
+
+
+def test_no_line_of_it_goes_to_a_handler_that_the_user_has_configured(environment: dict[str, str]) -> None:
+    assert run(LOGGED, environment).stdout == "['afterwards']\n"

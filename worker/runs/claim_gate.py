@@ -48,7 +48,7 @@ class ClaimGate:
                 "claims.paused",
                 reason=f"the worker {reason}",
                 retry_seconds=SHORTAGE_PAUSE,
-                hint="its runs are given back; it claims again from time to time until one can be started",
+                hint="what was claimed is given back; it claims again from time to time until one can be started",
             )
         self._shortage = reason
         self._short_until = self._monotonic() + SHORTAGE_PAUSE

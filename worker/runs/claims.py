@@ -28,10 +28,14 @@ LONGEST_SINCE_LOOK = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A flow run that is ours: the server moved it from Scheduled to Pending on our proposal."""
+    """A flow run that is ours: the server moved it from Scheduled to Pending on our proposal.
+
+    `cancelling`: the run is known to be cancelled since.
+    """
 
     flow_run: FlowRun
     transition_id: UUID
+    cancelling: bool = False
     result: ClassVar = ClaimResult.WON
 
 
@@ -120,8 +124,9 @@ class Claims:
             standing = await self.standing(flow_run, transition_id)
             match standing:
                 case Standing.OURS | Standing.OURS_CANCELLING:
-                    # A cancellation is the execution's to carry out, as if it had come a moment later.
-                    return Claim(flow_run=flow_run, transition_id=transition_id)
+                    # A cancellation is the execution's to carry out.
+                    cancelling = standing is Standing.OURS_CANCELLING
+                    return Claim(flow_run=flow_run, transition_id=transition_id, cancelling=cancelling)
                 case Standing.THEIRS | Standing.GONE:
                     return Lost(standing.value)
                 case Standing.UNKNOWN:

@@ -122,12 +122,13 @@ class Execution:
             case Claim():
                 self._claimed = True
                 self._seen = anyio.current_time()
+                if answer.cancelling:
+                    self.cancel()
                 if self._skip is None:
                     self._claim_decided.set()
                 self._log.info("flow_run.claimed")
-                self._run_log.info(
-                    f"Worker '{self._services.worker_name}' submitting flow run '{self._flow_run.id}'"
-                )
+                worker = self._services.worker_name
+                self._run_log.info(f"Worker '{worker}' submitting flow run '{self._flow_run.id}'")
             case Orphaned():
                 await self._reports.orphaned()
             case Lost():
@@ -149,7 +150,7 @@ class Execution:
                 marker=self._record.marker,
             )
             try:
-                outcome = await beside(self._win, make, after=self._services.claims.contested)
+                outcome = await beside(self._win, make, stack.aclose, after=self._services.claims.contested)
                 ready = None if outcome is None else await self._ready(stack, outcome, workspace)
                 # The last moment at which nothing has been started.
                 await anyio.lowlevel.checkpoint_if_cancelled()

@@ -15,7 +15,7 @@ import anyio
 import structlog
 
 from worker.api.client import PrefectClient
-from worker.api.errors import ApiError, NotFound
+from worker.api.errors import NotFound
 from worker.api.models import Deployment, Flow, FlowRun, WorkPool
 from worker.runs.together import together
 
@@ -90,15 +90,20 @@ class Readings:
         """
         now = self._monotonic()
         self._ahead = {run: known for run, known in self._ahead.items() if now - known.since <= LONGEST_AHEAD}
-        if flow_run_id in self._ahead or len(self._ahead) >= MOST_AHEAD:
+        # Told again, it is another time that it may be started: what was read for the one before counts no more.
+        if self._ahead.pop(flow_run_id, None) is None and len(self._ahead) >= MOST_AHEAD:
             return
         known = self._ahead[flow_run_id] = _Ahead(since=now)
         deployment = partial(self._client.read_deployment, deployment_id, max_tries=1)
         try:
             with anyio.move_on_after(LONGEST_AHEAD):
                 known.deployment, known.pool = await together(deployment, self._pool.read)
-        except ApiError as error:
-            self._log.debug("flow_run.not_read_ahead", flow_run_id=str(flow_run_id), reason=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, `of` meets it again where it is the run's alone
+            self._log.debug(
+                "flow_run.not_read_ahead",
+                flow_run_id=str(flow_run_id),
+                reason=str(error) or type(error).__name__,
+            )
         finally:
             known.done.set()
 
@@ -113,7 +118,8 @@ class Readings:
         if known is not None:
             await known.done.wait()
             fresh = self._monotonic() - known.since <= LONGEST_AHEAD
-            if fresh and known.deployment is not None and known.pool is not None:
+            its_own = known.deployment is not None and known.deployment.id == flow_run.deployment_id
+            if fresh and its_own and known.pool is not None:
                 return Reading(known.deployment, await self._flow(flow_run), known.pool)
         return Reading(
             *await together(

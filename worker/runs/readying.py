@@ -21,6 +21,9 @@ from worker.runs.preparation import Preparation, Prepared
 from worker.runs.start_method import Ready, Starter
 from worker.runs.workspace import Workspace
 
+# How long before its run is claimed a start may have been begun, in seconds. Claims take that long where a server is away.
+LONGEST_BEFORE_CLAIM = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -66,22 +69,29 @@ class Readying:
 
 
 async def beside(
-    claim: Callable[[], Awaitable[bool]], make: Callable[[], Awaitable[Start]], *, after: bool
+    claim: Callable[[], Awaitable[bool]],
+    make: Callable[[], Awaitable[Start]],
+    discard: Callable[[], Awaitable[None]],
+    *,
+    after: bool,
 ) -> Start | Exception | None:
     """Claim the run and make its start side by side; None when the claim was not won, and the start's error as it is.
 
-    `after`: the start is begun only once the claim is won. Raises what `claim` raises.
+    `discard` gives up what `make` has made: it is made anew where the claim took so long that what it was made from may
+    be another by now. `after`: the start is begun only once the claim is won. Raises what `claim` raises.
     """
     won, failure = False, None
     outcome: Start | Exception | None = None
+    began = won_at = anyio.current_time()
     decided = anyio.Event()
 
     async def win() -> None:
-        nonlocal won, failure
+        nonlocal won, won_at, failure
         try:
             won = await claim()
         except Exception as error:  # noqa: BLE001 - raised again below, and not in a group
             failure = error
+        won_at = anyio.current_time()
         if not won:
             both.cancel_scope.cancel()
         decided.set()
@@ -90,10 +100,20 @@ async def beside(
         both.start_soon(win)
         if after:
             await decided.wait()
-        try:
-            outcome = await make()
-        except Exception as error:  # noqa: BLE001 - told when the claim is decided
-            outcome = error
+            began = won_at
+        outcome = await _outcome(make)
     if failure is not None:
         raise failure
-    return outcome if won else None
+    if not won:
+        return None
+    if won_at - began > LONGEST_BEFORE_CLAIM:
+        await discard()
+        outcome = await _outcome(make)
+    return outcome
+
+
+async def _outcome(make: Callable[[], Awaitable[Start]]) -> Start | Exception:
+    try:
+        return await make()
+    except Exception as error:  # noqa: BLE001 - told when the claim is decided
+        return error

@@ -102,6 +102,7 @@ class Warmth:
                 self._import_prefect()
                 self._rehearse()
             self._settings = SettingsState(environment=self._environment, log=self._logging)
+            departure.keep()
             self._own_reads = EnvironmentReads(again=())
             with self._own_reads:
                 for name in preload:
@@ -111,7 +112,6 @@ class Warmth:
         self._packages = Packages(missed=self._misses.names)
         # Nothing is imported from here on, and so each forked process looks at the directories anew.
         importlib.invalidate_caches()
-        departure.keep()
         gc.collect()
         gc.freeze()
 

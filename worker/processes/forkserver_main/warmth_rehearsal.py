@@ -20,12 +20,13 @@ import logging
 import ssl
 import uuid
 import warnings
+from contextlib import contextmanager
 
 from warmth_answers import ID, AsyncNetwork, Network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from typing import Any
 
 # Code is specialised when it has run a few times (PEP 659); the first round costs as much as the others together.
@@ -37,8 +38,7 @@ def rehearse(rounds: int = ROUNDS) -> tuple[list[str], list[object]]:
     """Go through all steps. Returns a sentence for each that failed, and what has to be held so that it is not made again."""
     failed: dict[str, str] = {}
     kept: list[object] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what has been warned of once would not be said to the flow
+    with _quiet():
         for _ in range(rounds):
             for step in STEPS:
                 if step.__name__ not in failed:
@@ -47,6 +47,19 @@ def rehearse(rounds: int = ROUNDS) -> tuple[list[str], list[object]]:
                     except Exception as error:  # noqa: BLE001 - of whatever version of Prefect; the caller says it
                         failed[step.__name__] = f"{step.__name__}: {type(error).__name__}: {error}"
     return list(failed.values()), kept
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Nothing is logged, as a handler of the user's may send it anywhere, or warned of: that is said once, to the flow."""
+    disabled = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def read_and_propose() -> object:
