@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from uuid import UUID, uuid4
 
-import anyio
 import anyio.lowlevel
 import structlog
 from structlog.contextvars import bound_contextvars
