@@ -3,6 +3,7 @@
 Unit tests use none of the services; `tests/unit/conftest.py` forbids them the network.
 """
 
+import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
@@ -17,6 +18,12 @@ from tests.support.server import PrefectServer, running_server, snapshot
 
 TIERS_WITH_PROCESSES = ("server", "parity", "faults", "ui")
 TESTS = Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    """A shell has what it runs in the background ignore SIGINT, and so would all that a test starts to interrupt it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
