@@ -60,11 +60,13 @@ from worker.runs.serving import Serving
 from worker.runs.start_method import Starter, StartMethod, forkserver_environment, why_never_warm
 from worker.runs.starts import Starts
 from worker.runs.states import States
+from worker.runs.tidying import Tidying
 from worker.runs.wake import Wake
 from worker.runs.worker_events import WorkerEvents
 from worker.settings import Settings
 
 COUNT_LIMIT = 1.0
+COLLECT_LIMIT = 3.0
 
 
 def assemble(
@@ -89,7 +91,6 @@ def assemble(
         starting=lambda: in_flight.starting,
         monotonic=anyio.current_time,
     )
-    client.transport.watch(pacing.observe)
     in_flight = InFlight(
         limit=options.limit,
         freed=freed,
@@ -105,21 +106,31 @@ def assemble(
             environment=forkserver_environment(
                 worker_environment=options.environment, settings=settings.child_environment
             ),
-            make=partial(
-                ForkServer,
-                preload=settings.headrace.preload,
-                launcher=launcher,
-            ),
+            make=partial(ForkServer, preload=settings.headrace.preload, launcher=launcher),
             directory=options.state.path,
             monotonic=anyio.current_time,
         )
     marking = LateMarking(count=partial(_count_unmarked, client), monotonic=anyio.current_time)
-    arrivals = Arrivals(monotonic=anyio.current_time)
+    tidying = Tidying(
+        collect=partial(_collect_garbage, client),
+        marking=lambda: marking.goes_on,
+        in_flight=lambda: len(in_flight),
+        starting=lambda: in_flight.starting,
+        monotonic=anyio.current_time,
+    )
+    arrivals = Arrivals(retried=tidying.failed, monotonic=anyio.current_time)
+
+    def observe(seconds: float, failed: bool) -> None:
+        pacing.observe(seconds, failed)
+        if failed:
+            tidying.failed()
+
+    client.transport.watch(observe)
 
     def pause() -> float:
         if settings.api.is_cloud or marking.harmless:
             return 0.0
-        return max(marking.pause(), arrivals.pause())
+        return max(marking.pause(), arrivals.pause(), tidying.pause())
 
     outbox = Outbox(
         client=client,
@@ -200,6 +211,7 @@ def assemble(
             max_late=settings.headrace.max_late,
             latest=LatestRuns(client=client, now=utc_now) if settings.headrace.only_latest else None,
             marking=marking,
+            tidying=None if settings.api.is_cloud else tidying,
             pause=pause,
             now=utc_now,
         ),
@@ -280,3 +292,8 @@ def assemble(
 async def _count_unmarked(client: PrefectClient, due_by: datetime) -> int:
     """Only good to know: asked once, and not waited for."""
     return await client.count_unmarked(due_by, max_tries=1, deadline=anyio.current_time() + COUNT_LIMIT)
+
+
+async def _collect_garbage(client: PrefectClient) -> None:
+    """Only good to have: asked for once, and not waited for for long."""
+    await client.collect_garbage(max_tries=1, deadline=anyio.current_time() + COLLECT_LIMIT)

@@ -10,7 +10,6 @@ from worker.runs.arrivals import (
     CALM_EACH,
     EARNED,
     LONGEST_CALM,
-    LONGEST_WITH_RETRIES,
     WINDOW,
     Arrivals,
     Stream,
@@ -36,7 +35,7 @@ RUN = UUID(int=1)
         pytest.param([100, 100.1, 100.2, 102.3], 3 * CALM_EACH, id="the client has tried again"),
         pytest.param(
             [100, 100.1, 100.2, *(102.3 + n / 10 for n in range(20))],
-            LONGEST_WITH_RETRIES,
+            LONGEST_CALM,
             id="the next time he tries again is waited for, too",
         ),
         pytest.param([100, 100 + WINDOW + 0.1], 0, id="two that have nothing to do with each other"),
@@ -58,7 +57,7 @@ def test_who_makes_runs_all_day_is_waited_for_now_and_then(apart: float) -> None
     for number in range(int(seconds / apart)):
         stream = heard(stream, uuid4(), now=number * apart)
         held += min(apart, hold(stream, now=number * apart))
-    assert 0 < held <= BUDGET + EARNED * seconds + LONGEST_WITH_RETRIES
+    assert 0 < held <= BUDGET + EARNED * seconds + LONGEST_CALM
 
 
 @pytest.mark.parametrize("apart", [0.9, 1.4, 2.0, 5.0], ids=str)
@@ -104,7 +103,7 @@ def test_after_a_rest_all_is_waited_for_again() -> None:
 
 def test_each_stream_is_told_of_once() -> None:
     clock = 100.0
-    arrivals = Arrivals(monotonic=lambda: clock)
+    arrivals = Arrivals(retried=lambda: None, monotonic=lambda: clock)
     with capture_logs() as logs:
         for _ in range(20):
             arrivals.heard(uuid4())
@@ -119,8 +118,21 @@ def test_each_stream_is_told_of_once() -> None:
 
 def test_what_may_have_been_missed_is_no_run() -> None:
     """At every new connection all bells are rung, without a run."""
-    arrivals = Arrivals(monotonic=lambda: 1.0)
+    arrivals = Arrivals(retried=lambda: None, monotonic=lambda: 1.0)
     for _ in range(3):
         arrivals.heard(None)
         arrivals.ended(None)
     assert arrivals.pause() == 0
+
+
+def test_a_run_that_was_made_at_a_second_try_is_told_of() -> None:
+    clock, retried = 100.0, list[float]()
+    arrivals = Arrivals(retried=lambda: retried.append(clock), monotonic=lambda: clock)
+    for pause in (0.1, 0.1, 0.1, 2.1, 0.1, 0.1, 2.1):
+        arrivals.heard(uuid4())
+        clock += pause
+    assert retried == [pytest.approx(102.4)]
+    for _ in range(3):
+        clock += 10
+        arrivals.heard(uuid4())
+    assert len(retried) == 1, "who makes one now and then does not try again"

@@ -14,6 +14,7 @@ from worker.runs.late_marking import (
     FIRST,
     LONGEST,
     MANY,
+    MARKED,
     MEMORY,
     NEVER,
     PATIENCE,
@@ -84,7 +85,7 @@ def test_in_a_row_of_rounds_each_is_known_and_something_is_begun_between_them(le
 
 def test_a_server_that_marks_many_at_once_is_not_left_alone_again() -> None:
     rounds = Rounds(waiting_since=90.0)
-    for mark in range(MANY):
+    for mark in range(MARKED):
         rounds = heard(rounds, now=100.0 + 0.05 * mark)
     assert rounds.harmless
     assert hold(waits(waits(rounds, many=False, now=101), many=True, now=102), now=102) == 0
@@ -151,8 +152,10 @@ async def test_many_overdue_runs_are_counted_once_in_a_while_and_a_round_is_awai
 async def test_when_the_backlog_is_gone_nothing_is_awaited() -> None:
     bench = Bench()
     assert await bench.look(20, 16) > 0
+    assert bench.marking.goes_on
     bench.clock = 0.5
     assert await bench.look() == 0
+    assert not bench.marking.goes_on
 
 
 async def test_a_server_that_does_not_count_is_not_waited_for() -> None:

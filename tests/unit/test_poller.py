@@ -30,6 +30,8 @@ from worker.runs.poller import SPARE, Poller
 from worker.runs.questions import Questions
 from worker.runs.serving import LONGEST_AGE, Serving
 from worker.runs.starts import Starts
+from worker.runs.tidying import FAILURES, LONGEST_QUIET, Tidying
+from worker.runs.tidying import MANY as BACKLOG
 from worker.runs.wake import Wake
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +142,7 @@ class Bench:
         self.while_settling: Callable[[], None] = lambda: None
         self.withheld: str | None = None
         self.unmarked = 0
+        self.collected: list[int] = []
         self._max_late = max_late
         self._only_latest = only_latest
         self._seconds_per_skip = seconds_per_skip
@@ -211,12 +214,19 @@ class Bench:
     @asynccontextmanager
     async def poller(self) -> AsyncGenerator[Poller]:
         marking = LateMarking(count=self._count, monotonic=lambda: self.clock)
-        self.arrivals = arrivals = Arrivals(monotonic=lambda: self.clock)
+        self.tidying = tidying = Tidying(
+            collect=self._collect,
+            marking=lambda: marking.goes_on,
+            in_flight=lambda: len(self.in_flight),
+            starting=lambda: self.in_flight.starting,
+            monotonic=lambda: self.clock,
+        )
+        self.arrivals = arrivals = Arrivals(retried=tidying.failed, monotonic=lambda: self.clock)
         async with self.server.client() as client:
             questions = Questions(client=client, pool="p", work_queues=self._queues, now=lambda: self.now)
 
             def pause() -> float:
-                return max(marking.pause(), arrivals.pause())
+                return max(marking.pause(), tidying.pause(), arrivals.pause())
 
             yield Poller(
                 questions=questions,
@@ -229,6 +239,7 @@ class Bench:
                     max_late=self._max_late,
                     latest=LatestRuns(client=client, now=lambda: self.now) if self._only_latest else None,
                     marking=marking,
+                    tidying=tidying,
                     pause=pause,
                     now=lambda: self.now,
                 ),
@@ -247,6 +258,10 @@ class Bench:
 
     async def _count(self, _due_by: datetime) -> int:
         return self.unmarked
+
+    async def _collect(self) -> None:
+        self.collected.append(len(self.started))
+        self.clock += 0.4
 
     async def poll(self, times: int = 1) -> float:
         """Poll so often, as late as each poll asks for; the last delay."""
@@ -665,6 +680,33 @@ async def test_nothing_is_claimed_while_the_server_marks_late_runs() -> None:
         bench.clock += delay
         await poller.poll_once()
     assert len(bench.started) == 1
+
+
+async def test_before_many_runs_are_begun_the_server_collects_its_garbage_once() -> None:
+    bench = Bench(limit=2)
+    bench.serve([run(state_name="Late") for _ in range(BACKLOG)])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+    assert set(bench.collected) == {0}, "before the first was begun"
+    assert len(bench.started) == 2
+
+
+async def test_nothing_is_begun_until_those_that_start_are_through_and_the_server_has_collected() -> None:
+    bench = Bench(limit=2)
+    bench.serve([run() for _ in range(BACKLOG + 2)])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        assert len(bench.started) == 2
+        assert bench.collected == []
+        bench.tidying.failed(FAILURES)
+        bench.executions[0].end()
+        delay = await poller.poll_once()
+        assert 0 < delay <= LONGEST_QUIET
+        assert (len(bench.started), bench.collected) == (2, [])
+        bench.clock += LONGEST_QUIET
+        await poller.poll_once()
+    assert set(bench.collected) == {2}, "the other one has had its time"
+    assert len(bench.started) == 3
 
 
 async def test_runs_that_cannot_be_claimed_do_not_hide_one_that_can() -> None:

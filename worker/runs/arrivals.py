@@ -23,18 +23,16 @@ CLOSE = 0.8
 MANY = 4
 MANY_JOINED = 2
 CALM_EACH = 0.3
-LONGEST_CALM = 1.2
-# Whose run could not be made tries again after two seconds (Prefect's client). Once that seems to have happened, the next
-# time is waited for, too, for so many seconds; otherwise what is begun meanwhile keeps the next run from being made.
+# Whose run could not be made tries again after two seconds (Prefect's client): a server on SQLite refuses one in twenty even
+# when nobody else writes. What is begun meanwhile would keep the next ones from being made, too.
+LONGEST_CALM = 2.7
 RETRIED = 1.5
-LONGEST_WITH_RETRIES = 2.7
-RETRIES_GO_ON = 10.0
 # How much waiting there may be: so many seconds at first, and of those that were used so many are earned in a second.
 # Who makes runs all day has to get along.
-BUDGET = 15.0
+BUDGET = 24.0
 EARNED = 0.1
 
-_REMEMBERED = 1 + int(LONGEST_WITH_RETRIES / CALM_EACH)
+_REMEMBERED = 1 + int(LONGEST_CALM / CALM_EACH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +68,7 @@ def heard(stream: Stream, flow_run_id: UUID, *, now: float) -> Stream:
     row = (*row, Arrival(flow_run_id, now, joined))
     many = len(row) >= MANY and sum(run.joined for run in row) >= MANY_JOINED
     retried = now if many and since >= RETRIED else stream.retried
-    longest = LONGEST_WITH_RETRIES if now - retried <= RETRIES_GO_ON else LONGEST_CALM
-    until = max(stream.until, now + min(longest, CALM_EACH * (len(row) - 1)))
+    until = max(stream.until, now + min(LONGEST_CALM, CALM_EACH * (len(row) - 1)))
     more = max(0.0, until - max(now, stream.until))
     if not (joined or many) or more > budget:
         return Stream(row, retried, stream.until, budget)
@@ -90,9 +87,13 @@ def hold(stream: Stream, *, now: float) -> float:
 
 
 class Arrivals:
-    """The stream of new runs of one pool; one for the daemon's life. `monotonic` is a clock in seconds."""
+    """The stream of new runs of one pool; one for the daemon's life.
 
-    def __init__(self, *, monotonic: Callable[[], float]) -> None:
+    `retried` is told that a run seems to have been made at a second try. `monotonic` is a clock in seconds.
+    """
+
+    def __init__(self, *, retried: Callable[[], None], monotonic: Callable[[], float]) -> None:
+        self._retried = retried
         self._monotonic = monotonic
         self._stream = Stream()
         self._log = structlog.get_logger()
@@ -103,6 +104,8 @@ class Arrivals:
             return
         now = self._monotonic()
         before, self._stream = self._stream, heard(self._stream, flow_run_id, now=now)
+        if self._stream.retried > before.retried:
+            self._retried()
         if hold(self._stream, now=now) and not hold(before, now=now):
             self._log.debug("arrivals.held", budget=round(self._stream.budget, 1))
 

@@ -3,7 +3,7 @@
 Every five seconds a server looks for runs that have waited for more than fifteen, and marks each in a transaction of
 its own, ten at a time. On SQLite these make each other fail, so a hundred waiting runs keep it busy for seconds, round
 after round; and somebody else's write that comes in between may bring the whole server to a stand-still of a minute
-(docs/performance.md). Left alone, a round is over sooner and marks more.
+(docs/performance.md). Left alone, a round is over sooner and marks more. What it leaves behind is `tidying`'s.
 
 Owns the judgement when a round goes on or is about to begin. Does not own hearing of marked runs
 (`worker.api.events`), and what is held back meanwhile (`poller`, `serving`, `outbox`).
@@ -22,15 +22,16 @@ from worker.api.models import FlowRun
 # The server's settings for this, unless somebody has changed them (PREFECT_SERVER_SERVICES_LATE_RUNS_*), in seconds.
 PERIOD = 5.0
 OVERDUE = 15.0
-# How many runs that are about to be marked make a round that matters.
-MANY = 8
+# So many runs that are about to be marked make each other fail.
+MANY = 2
 # A round is over when no run has been marked for so long, in seconds; but it is never waited for longer than `LONGEST`,
 # so that something is begun between two rounds, however long these are.
 CALM = 0.7
 LONGEST = 2.5
 # Two rounds are never closer than this.
 CLOSEST = PERIOD - 0.5
-# A server that marks `MANY` runs within this time has no need to be left alone: its database has many writers.
+# A server that marks so many runs within this time has no need to be left alone: its database has many writers.
+MARKED = 8
 SWIFT = 0.5
 # How long before a round nothing is begun, so that what goes on is over by then, and how late a round may come.
 DRAIN = 1.2
@@ -67,7 +68,7 @@ def heard(rounds: Rounds, *, now: float) -> Rounds:
     """A run was marked just now."""
     fresh = now - rounds.began >= CLOSEST
     began, marks = (now, 1) if fresh else (rounds.began, rounds.marks + 1)
-    swift = marks >= MANY and now - began <= SWIFT
+    swift = marks >= MARKED and now - began <= SWIFT
     return replace(rounds, began=began, last=now, marks=marks, harmless=rounds.harmless or swift, deaf=False)
 
 
@@ -119,6 +120,11 @@ class LateMarking:
         if flow_run_id is None:
             return
         self._rounds = heard(self._rounds, now=self._monotonic())
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether many runs are about to be marked, as far as is known."""
+        return self._rounds.waiting_since is not None
 
     @property
     def harmless(self) -> bool:

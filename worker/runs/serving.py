@@ -21,6 +21,7 @@ from worker.runs.lateness import Skip, plan
 from worker.runs.latest_runs import LatestRuns
 from worker.runs.lookahead import Leads, later, unclaimable
 from worker.runs.questions import Questions
+from worker.runs.tidying import Tidying
 
 # A poll answer older than this says nothing any more.
 LONGEST_AGE = timedelta(seconds=5)
@@ -53,8 +54,8 @@ class Serving:
     `leads` says how long before its due time a run is claimed. `max_late` (seconds, None for never) and `latest`
     (None: all are run) say which runs of schedules are skipped instead. `skip` starts an execution that claims the
     run and reports it Cancelled with this message; its claim is decided when it is over, and its slots (here and of
-    its deployment) are free again. `pause`: for how many seconds the server is to be left alone. `marking` is told
-    which runs wait.
+    its deployment) are free again. `pause`: for how many seconds the server is to be left alone. `marking` and
+    `tidying` are told which runs wait; the latter, if there is one, sees to the server before some are begun.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Serving:
         max_late: float | None,
         latest: LatestRuns | None,
         marking: LateMarking,
+        tidying: Tidying | None,
         pause: Callable[[], float],
         now: Callable[[], datetime],
     ) -> None:
@@ -79,6 +81,7 @@ class Serving:
         self._max_late = None if max_late is None else timedelta(seconds=max_late)
         self._latest = latest
         self._marking = marking
+        self._tidying = tidying
         self._pause = pause
         self._now = now
         self._log = structlog.get_logger()
@@ -108,7 +111,7 @@ class Serving:
     async def serve(self, runs: Sequence[FlowRun], *, looked: bool) -> Served:
         """Skip and start what is to be, on an answer that has just come; `looked`, for the log: to a look ahead."""
         answered = self._now()
-        await self._marking.look(runs, now=answered)
+        await self._look(runs, now=answered)
         latest, stand_in = None, True
         if self._latest is not None:
             latest = await self._latest.of(runs)
@@ -132,6 +135,11 @@ class Serving:
             cut_off=served.cut_off,
         )
         return replace(served, skipped=progress, ahead=ahead, idle=len(ahead) == len(runs))
+
+    async def _look(self, runs: Sequence[FlowRun], *, now: datetime) -> None:
+        await self._marking.look(runs, now=now)
+        if self._tidying is not None:
+            self._tidying.look(runs, now=now)
 
     def _older(self, answered: datetime, age: timedelta) -> bool:
         return self._now() - answered > age
@@ -163,6 +171,8 @@ class Serving:
                 return Served(started, left=True)
             if self._older(answered, LONGEST_AGE):
                 return Served(started, cut_off=True)
+            if self._tidying is not None and not self._marking.harmless:
+                await self._tidying.tidy()
             if not await self._still_waits(flow_run):
                 continue
             await self._start(flow_run).claim_decided()
