@@ -61,6 +61,15 @@ def test_how_long_nothing_is_begun(rounds: Rounds, now: float, seconds: float) -
     assert hold(rounds, now=now) == pytest.approx(seconds)
 
 
+def test_a_busy_servers_rounds_come_later_and_later() -> None:
+    rounds = heard(heard(Rounds(waiting_since=90), now=100), now=105.5)
+    assert rounds.period == 5.5
+    assert hold(rounds, now=105.5 + 5.5 - DRAIN - 0.1) == 0
+    assert hold(rounds, now=111) == pytest.approx(PATIENCE)
+    assert heard(rounds, now=110).period == PERIOD, "never less than what it is set to"
+    assert heard(rounds, now=120).period == 5.5, "one was missed"
+
+
 def test_runs_marked_one_after_the_other_are_one_round() -> None:
     rounds = heard(heard(Rounds(), now=10), now=11)
     assert (rounds.began, rounds.last) == (10, 11)

@@ -36,9 +36,9 @@ NEEDED = Garbage(needed=100, backlog=True)
         pytest.param(replace(NEEDED, backlog=False), 0, 0, 100, None, id="few runs are to be begun"),
         pytest.param(NEEDED, 0, 0, 100, 0, id="nothing goes on"),
         pytest.param(NEEDED, 1, 0, 100, STEP, id="a run has begun"),
-        pytest.param(NEEDED, 1, 0, 100 + QUIET, 0, id="it goes on"),
+        pytest.param(NEEDED, 1, 0, 100.01 + QUIET, 0, id="it goes on"),
         pytest.param(NEEDED, 1, 1, 100 + QUIET, STEP, id="one is starting"),
-        pytest.param(NEEDED, 1, 1, 100 + LONGEST_QUIET, 0, id="it takes its time"),
+        pytest.param(NEEDED, 1, 1, 100.01 + LONGEST_QUIET, 0, id="it takes its time"),
         pytest.param(replace(NEEDED, collected=98), 0, 0, 100, None, id="a collection was just now"),
         pytest.param(replace(NEEDED, collected=98), 0, 0, 98 + APART, 0, id="the next one is due"),
         pytest.param(

@@ -23,16 +23,18 @@ CLOSE = 0.8
 MANY = 4
 MANY_JOINED = 2
 CALM_EACH = 0.3
-# Whose run could not be made tries again after two seconds (Prefect's client): a server on SQLite refuses one in twenty even
-# when nobody else writes. What is begun meanwhile would keep the next ones from being made, too.
-LONGEST_CALM = 2.7
+LONGEST_CALM = 1.2
+# Whose run could not be made tries again after two seconds (Prefect's client). Once that seems to have happened, the next
+# time is waited for, too, for so many seconds; otherwise what is begun meanwhile keeps the next run from being made.
 RETRIED = 1.5
+LONGEST_WITH_RETRIES = 2.7
+RETRIES_GO_ON = 10.0
 # How much waiting there may be: so many seconds at first, and of those that were used so many are earned in a second.
 # Who makes runs all day has to get along.
-BUDGET = 24.0
+BUDGET = 15.0
 EARNED = 0.1
 
-_REMEMBERED = 1 + int(LONGEST_CALM / CALM_EACH)
+_REMEMBERED = 1 + int(LONGEST_WITH_RETRIES / CALM_EACH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ def heard(stream: Stream, flow_run_id: UUID, *, now: float) -> Stream:
     row = (*row, Arrival(flow_run_id, now, joined))
     many = len(row) >= MANY and sum(run.joined for run in row) >= MANY_JOINED
     retried = now if many and since >= RETRIED else stream.retried
-    until = max(stream.until, now + min(LONGEST_CALM, CALM_EACH * (len(row) - 1)))
+    longest = LONGEST_WITH_RETRIES if now - retried <= RETRIES_GO_ON else LONGEST_CALM
+    until = max(stream.until, now + min(longest, CALM_EACH * (len(row) - 1)))
     more = max(0.0, until - max(now, stream.until))
     if not (joined or many) or more > budget:
         return Stream(row, retried, stream.until, budget)

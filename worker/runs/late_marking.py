@@ -22,14 +22,16 @@ from worker.api.models import FlowRun
 # The server's settings for this, unless somebody has changed them (PREFECT_SERVER_SERVICES_LATE_RUNS_*), in seconds.
 PERIOD = 5.0
 OVERDUE = 15.0
-# So many runs that are about to be marked make each other fail.
-MANY = 2
+# How many runs that are about to be marked make a round that matters.
+MANY = 8
 # A round is over when no run has been marked for so long, in seconds; but it is never waited for longer than `LONGEST`,
 # so that something is begun between two rounds, however long these are.
 CALM = 0.7
 LONGEST = 2.5
-# Two rounds are never closer than this.
+# Two rounds are never closer than this. A server that is busy begins them later and later: what goes by since the latest
+# one is believed to be the period up to so much.
 CLOSEST = PERIOD - 0.5
+LONGEST_PERIOD = PERIOD + 1.5
 # A server that marks so many runs within this time has no need to be left alone: its database has many writers.
 MARKED = 8
 SWIFT = 0.5
@@ -53,7 +55,8 @@ class Rounds:
 
     `began` and `last`: the first and the last marked run of the latest round that was heard of. `waiting_since`: since
     when there have been many runs that are about to be marked; None while there are not. `marks` counts the runs of the
-    round, `harmless` says that a round did no harm. `deaf`: an awaited round was not heard of.
+    round, `harmless` says that a round did no harm. `deaf`: an awaited round was not heard of. `period`: from one
+    round to the next.
     """
 
     began: float = NEVER
@@ -62,14 +65,18 @@ class Rounds:
     marks: int = 0
     harmless: bool = False
     deaf: bool = False
+    period: float = PERIOD
 
 
 def heard(rounds: Rounds, *, now: float) -> Rounds:
     """A run was marked just now."""
-    fresh = now - rounds.began >= CLOSEST
+    since = now - rounds.began
+    fresh = since >= CLOSEST
+    period = max(PERIOD, since) if fresh and since <= LONGEST_PERIOD else rounds.period
     began, marks = (now, 1) if fresh else (rounds.began, rounds.marks + 1)
     swift = marks >= MARKED and now - began <= SWIFT
-    return replace(rounds, began=began, last=now, marks=marks, harmless=rounds.harmless or swift, deaf=False)
+    harmless = rounds.harmless or swift
+    return replace(rounds, began=began, last=now, marks=marks, harmless=harmless, deaf=False, period=period)
 
 
 def waits(rounds: Rounds, *, many: bool, now: float) -> Rounds:
@@ -91,13 +98,14 @@ def hold(rounds: Rounds, *, now: float) -> float:
     if going_on > 0:
         return going_on
     since_round = now - rounds.began
-    if since_round > MEMORY * PERIOD + PATIENCE:
+    period = rounds.period
+    if since_round > MEMORY * period + PATIENCE:
         # The first one: it comes within a period, or they are not heard of at all.
         return 0.0 if rounds.deaf else max(0.0, rounds.waiting_since + FIRST - now)
-    phase = since_round % PERIOD
-    if phase >= PERIOD - DRAIN:
-        return PERIOD - phase + PATIENCE
-    return PATIENCE - phase if phase < PATIENCE and since_round >= PERIOD else 0.0
+    phase = since_round % period
+    if phase >= period - DRAIN:
+        return period - phase + PATIENCE
+    return PATIENCE - phase if phase < PATIENCE and since_round >= period else 0.0
 
 
 class LateMarking:

@@ -26,10 +26,11 @@ FAILURES = 2
 # How long after a collection the server may need another one, in seconds: two hundred runs a minute, and the marking of a
 # hundred, were seen to bring about one in eight.
 APART = 3.5
-# How long nothing is begun before a collection, in seconds, so that what goes on is over: runs that have begun, and those
-# that are starting.
-QUIET = 0.6
-LONGEST_QUIET = 1.5
+# For how long nothing is begun before a collection, in seconds, so that what goes on is over: runs that have begun, which
+# are not waited for longer as they may go on for hours, and those that are starting. A collection that meets one of them
+# is what it is to prevent.
+QUIET = 2.0
+LONGEST_QUIET = 3.0
 STEP = 0.05
 # An answer that took this share of the longest one had a full collection in it: 0.4 s, and 0.005 s without. About seven
 # requests bring one about.
