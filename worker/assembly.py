@@ -6,14 +6,12 @@ Owns no behaviour. What the parts do is theirs; in which order they live and die
 import random
 import socket
 import time
-from datetime import datetime
 from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from worker import __version__
-from worker.api.client import PrefectClient
 from worker.api.events import (
     DEPLOYMENT_CHANGED,
     FLOW_RUN_CANCELLING,
@@ -35,7 +33,6 @@ from worker.processes.interpreters import Interpreters
 from worker.processes.launcher import Launcher
 from worker.processes.machine import available_memory, processors
 from worker.processes.tree import OrphanReaper
-from worker.runs.arrivals import Arrivals
 from worker.runs.cancellations import Cancellations
 from worker.runs.claim_gate import ClaimGate, free_bytes
 from worker.runs.claims import Claims
@@ -43,7 +40,6 @@ from worker.runs.execution import Execution
 from worker.runs.forkservers import ForkServers
 from worker.runs.hooks import HookRunner
 from worker.runs.in_flight import InFlight
-from worker.runs.late_marking import LateMarking
 from worker.runs.latest_runs import LatestRuns
 from worker.runs.lookahead import Agenda, Leads
 from worker.runs.lost_runs import LostRuns
@@ -57,16 +53,13 @@ from worker.runs.readying import Readying
 from worker.runs.recovery import Recovery
 from worker.runs.services import Services
 from worker.runs.serving import Serving
+from worker.runs.sparing import Sparing
 from worker.runs.start_method import Starter, StartMethod, forkserver_environment, why_never_warm
 from worker.runs.starts import Starts
 from worker.runs.states import States
-from worker.runs.tidying import Tidying
 from worker.runs.wake import Wake
 from worker.runs.worker_events import WorkerEvents
 from worker.settings import Settings
-
-COUNT_LIMIT = 1.0
-COLLECT_LIMIT = 3.0
 
 
 def assemble(
@@ -110,28 +103,16 @@ def assemble(
             directory=options.state.path,
             monotonic=anyio.current_time,
         )
-    marking = LateMarking(count=partial(_count_unmarked, client), monotonic=anyio.current_time)
-    tidying = Tidying(
-        collect=partial(_collect_garbage, client),
-        marking=lambda: marking.goes_on,
-        in_flight=lambda: len(in_flight),
-        starting=lambda: in_flight.starting,
-        monotonic=anyio.current_time,
+    sparing = Sparing(
+        client=client, in_flight=in_flight, cloud=settings.api.is_cloud, monotonic=anyio.current_time
     )
-    arrivals = Arrivals(retried=tidying.failed, monotonic=anyio.current_time)
 
     def observe(seconds: float, failed: bool) -> None:
         pacing.observe(seconds, failed)
         if failed:
-            tidying.failed()
+            sparing.failed()
 
     client.transport.watch(observe)
-
-    def pause() -> float:
-        if settings.api.is_cloud or marking.harmless:
-            return 0.0
-        return max(marking.pause(), arrivals.pause(), tidying.pause())
-
     outbox = Outbox(
         client=client,
         now=utc_now,
@@ -140,7 +121,7 @@ def assemble(
         max_message=settings.logging.to_api_max_log_size,
         interval=settings.logging.to_api_batch_interval,
         calm=lambda: poller.ended or (poller.idle and not len(in_flight)),
-        hold=pause,
+        hold=sparing.pause,
     )
     events = WorkerEvents(outbox=outbox, worker_name=options.name, version=__version__)
     gate = ClaimGate(
@@ -199,7 +180,13 @@ def assemble(
         executions.start_soon(execution.run)
         return execution
 
-    questions = Questions(client=client, pool=options.pool, work_queues=options.work_queues, now=utc_now)
+    questions = Questions(
+        client=client,
+        pool=options.pool,
+        work_queues=options.work_queues,
+        answered=readings.answered,
+        now=utc_now,
+    )
     poller = Poller(
         questions=questions,
         serving=Serving(
@@ -210,9 +197,9 @@ def assemble(
             skip=start,
             max_late=settings.headrace.max_late,
             latest=LatestRuns(client=client, now=utc_now) if settings.headrace.only_latest else None,
-            marking=marking,
-            tidying=None if settings.api.is_cloud else tidying,
-            pause=pause,
+            marking=sparing.marking,
+            tidying=sparing.tidying,
+            pause=sparing.pause,
             now=utc_now,
         ),
         agenda=Agenda(
@@ -222,7 +209,7 @@ def assemble(
         in_flight=in_flight,
         wake=freed,
         may_claim=gate.closed,
-        pause=pause,
+        pause=sparing.pause,
         now=utc_now,
         run_once=options.run_once,
         sleep=anyio.sleep,
@@ -237,11 +224,11 @@ def assemble(
     )
 
     def scheduled(heard: Heard) -> None:
-        arrivals.heard(heard.flow_run_id)
+        sparing.arrivals.heard(heard.flow_run_id)
         claimable(heard)
 
     def ended(heard: Heard) -> None:
-        arrivals.ended(heard.flow_run_id)
+        sparing.arrivals.ended(heard.flow_run_id)
         cancellations.hint_end(heard.flow_run_id)
 
     def claimable(heard: Heard) -> None:
@@ -255,7 +242,7 @@ def assemble(
         work_pool_id=lambda: pool.current.id if pool.current is not None else None,
         bells={
             FLOW_RUN_CANCELLING: lambda heard: cancellations.hint(heard.flow_run_id),
-            FLOW_RUN_LATE: lambda heard: marking.heard(heard.flow_run_id),
+            FLOW_RUN_LATE: lambda heard: sparing.marking.heard(heard.flow_run_id),
             **dict.fromkeys(FLOW_RUN_ENDED, ended),
             **dict.fromkeys(FLOW_RUN_CLAIMABLE, claimable),
             FLOW_RUN_SCHEDULED: scheduled,
@@ -287,13 +274,3 @@ def assemble(
         ),
         stopping=stopping,
     )
-
-
-async def _count_unmarked(client: PrefectClient, due_by: datetime) -> int:
-    """Only good to know: asked once, and not waited for."""
-    return await client.count_unmarked(due_by, max_tries=1, deadline=anyio.current_time() + COUNT_LIMIT)
-
-
-async def _collect_garbage(client: PrefectClient) -> None:
-    """Only good to have: asked for once, and not waited for for long."""
-    await client.collect_garbage(max_tries=1, deadline=anyio.current_time() + COLLECT_LIMIT)

@@ -1,6 +1,7 @@
 """The fork server: what it forks, what waits for the word, and what becomes of both when something dies."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -107,6 +108,16 @@ async def test_what_is_held_looks_like_an_engine_and_has_done_nothing(kept: Kept
         assert leader.pid == pid
         assert held_output(kept.launches.output).read_bytes() == b""
         assert not kept.launches.output.exists()
+
+
+async def test_what_is_held_has_the_pages_to_itself_that_it_is_going_to_write_to(kept: Kept) -> None:
+    async with kept.hold() as held:
+
+        def own_pages() -> int:
+            return psutil.Process(held.handle.pid).memory_full_info().uss // resource.getpagesize()
+
+        # 4,600 here, of which 1,100 are there without being copied ahead.
+        await wait_until(lambda: own_pages() >= 2500, description="the copies of thousands of pages")
 
 
 async def test_with_the_word_it_runs_the_engine_and_its_exit_is_ours_to_collect(kept: Kept) -> None:

@@ -137,6 +137,7 @@ class Bench:
     ) -> None:
         self.skipped: list[tuple[int, str]] = []
         self.slept: list[float] = []
+        self.answers: list[int] = []
         self.while_sleeping: Callable[[], None] = lambda: None
         self.usual: float | None = None
         self.while_settling: Callable[[], None] = lambda: None
@@ -223,7 +224,13 @@ class Bench:
         )
         self.arrivals = arrivals = Arrivals(retried=tidying.failed, monotonic=lambda: self.clock)
         async with self.server.client() as client:
-            questions = Questions(client=client, pool="p", work_queues=self._queues, now=lambda: self.now)
+            questions = Questions(
+                client=client,
+                pool="p",
+                work_queues=self._queues,
+                answered=lambda: self.answers.append(len(self.started)),
+                now=lambda: self.now,
+            )
 
             def pause() -> float:
                 return max(marking.pause(), tidying.pause(), arrivals.pause())
@@ -861,3 +868,11 @@ async def test_the_poller_is_idle_when_nothing_waits_to_be_claimed() -> None:
         bench.serve([run()])
         await poller.poll_once()
         assert not poller.idle, "there was one, there may be more"
+
+
+async def test_that_runs_were_listed_is_told_before_the_first_of_them_is_started() -> None:
+    bench = Bench()
+    bench.serve([run(), run()])
+    await bench.poll()
+    assert bench.answers == [0] * len(bench.questions())
+    assert len(bench.started) == 2

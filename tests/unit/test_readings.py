@@ -1,4 +1,4 @@
-"""What a run is prepared from, and reading it ahead: for one run, for a moment, and never older than the run."""
+"""What a run is prepared from: read ahead for one run, or once for runs in a row; for a moment, and never older than the run."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from tests.support.canned import CannedServer
 from worker.api.client import PrefectClient
 from worker.api.models import FlowRun, WorkPool
-from worker.runs.readings import LONGEST_AHEAD, MOST_AHEAD, DeploymentGone, Readings
+from worker.runs.readings import LONGEST_AHEAD, LONGEST_SHARED, MOST_AHEAD, DeploymentGone, Readings
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +73,7 @@ async def test_it_is_for_that_run_alone_and_once() -> None:
         readings = bench.readings(client)
         await readings.read_ahead(run.id, DEPLOYMENT)
         other = await readings.of(a_run())
+        readings.answered()
         first = await readings.of(run)
         again = await readings.of(run)
     names = [one.deployment.name for one in (other, first, again) if one.deployment]
@@ -181,6 +182,93 @@ async def test_only_so_many_runs_are_read_ahead_of_and_old_ones_make_room() -> N
         bench.now += LONGEST_AHEAD + 0.1
         await readings.read_ahead(uuid4(), DEPLOYMENT)
         assert bench.reads == MOST_AHEAD + 1
+
+
+async def test_runs_of_one_answer_are_read_for_once() -> None:
+    bench = Bench()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        readings.answered()
+        first = await readings.of(a_run())
+        bench.now += LONGEST_SHARED
+        second = await readings.of(a_run())
+    assert first == second
+    assert (bench.reads, bench.pool.reads) == (1, 1)
+
+
+async def test_runs_of_one_answer_that_are_started_at_the_same_time_are_read_for_once() -> None:
+    bench = Bench()
+    async with bench.server.client() as client, anyio.create_task_group() as tasks:
+        readings = bench.readings(client)
+        for _ in range(3):
+            tasks.start_soon(readings.of, a_run())
+    assert (bench.reads, bench.pool.reads) == (1, 1)
+
+
+async def test_what_was_read_for_one_run_counts_for_others_for_a_moment_only() -> None:
+    bench = Bench()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.of(a_run())
+        bench.now += LONGEST_SHARED + 0.1
+        late = await readings.of(a_run())
+    assert late.deployment is not None
+    assert late.deployment.name == "read 2"
+
+
+async def test_a_run_that_a_later_answer_lists_sees_what_was_saved_before_it_was_made() -> None:
+    bench = Bench()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.of(a_run())
+        readings.answered()
+        later = await readings.of(a_run())
+    assert later.deployment is not None
+    assert later.deployment.name == "read 2"
+
+
+async def test_what_failed_for_one_run_is_read_again_for_the_next() -> None:
+    bench = Bench()
+    answers: list[tuple[int, Any]] = [
+        (404, {"detail": "gone"}),
+        (200, {"id": str(DEPLOYMENT), "name": "back"}),
+    ]
+    bench.server.on_call("GET", f"/deployments/{DEPLOYMENT}", lambda _: answers.pop(0))
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        with pytest.raises(DeploymentGone):
+            await readings.of(a_run())
+        reading = await readings.of(a_run())
+    assert reading.deployment is not None
+    assert reading.deployment.name == "back"
+
+
+async def test_a_run_that_is_given_up_while_it_is_read_for_leaves_the_others_to_themselves() -> None:
+    bench = Bench()
+    async with bench.server.client() as client, anyio.create_task_group() as tasks:
+        readings = bench.readings(client)
+        first = anyio.CancelScope()
+
+        async def given_up() -> None:
+            with first:
+                await readings.of(a_run())
+
+        tasks.start_soon(given_up)
+        await anyio.lowlevel.checkpoint()
+        first.cancel()
+        reading = await readings.of(a_run())
+    assert reading.pool.name == "p"
+
+
+async def test_deployments_are_not_taken_for_each_other() -> None:
+    bench, other = Bench(), uuid4()
+    bench.server.on("GET", f"/deployments/{other}", {"id": str(other), "name": "another"})
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.of(a_run())
+        reading = await readings.of(FlowRun.read({"id": str(uuid4()), "deployment_id": str(other)}))
+    assert reading.deployment is not None
+    assert reading.deployment.name == "another"
 
 
 async def test_a_run_without_a_deployment_or_with_a_deleted_flow_has_none() -> None:

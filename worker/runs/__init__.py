@@ -21,7 +21,7 @@ A run passes through these modules, each step handing a frozen value to the next
     lost_runs      what the server has as ours and no journal knows
     lateness       which runs of schedules have been missed for good
     late_marking   when the server had better be left alone, as it marks runs (and arrivals: as somebody makes them)
-    tidying        when the server had better collect its garbage
+    tidying        when the server had better collect its garbage (sparing: these judgements as one)
     claim_gate     whether this machine can take another run at all
     cancellations  asks which runs in flight are being cancelled
     in_flight      the executions that hold a slot: the one list of what is going on

@@ -19,14 +19,24 @@ FRESH = timedelta(seconds=0.15)
 
 
 class Questions:
-    """Asks for the scheduled runs of a pool, or of some of its queues; one for the daemon's life."""
+    """Asks for the scheduled runs of a pool, or of some of its queues; one for the daemon's life.
+
+    `answered` is told when runs have been listed: they were there before whatever is read from then on.
+    """
 
     def __init__(
-        self, *, client: PrefectClient, pool: str, work_queues: Sequence[str], now: Callable[[], datetime]
+        self,
+        *,
+        client: PrefectClient,
+        pool: str,
+        work_queues: Sequence[str],
+        answered: Callable[[], None],
+        now: Callable[[], datetime],
     ) -> None:
         self._client = client
         self._pool = pool
         self._work_queues = tuple(work_queues)
+        self._answered = answered
         self._now = now
         self._refused: str | None = None
         self._asked = now()
@@ -58,6 +68,7 @@ class Questions:
                 self._log.info("poll.accepted")
                 self._refused = None
         self.last_answered = self._now()
+        self._answered()
         return runs
 
     async def still_waits(self, flow_run: FlowRun) -> bool:

@@ -1,8 +1,9 @@
 """What a run is prepared from as the server has it: its deployment, its flow and its pool.
 
-Owns reading them, and reading them ahead: from the moment the server tells of a new run, before it is asked for the
-runs that may be claimed, and so no sooner than the run was made. What was read ahead is for that run alone and for a
-moment. Does not own what follows from it (`preparation`).
+Owns reading them, reading them ahead, and reading them once for runs that are started in a row. Reading ahead is from the
+moment the server tells of a new run, before it is asked for the runs that may be claimed, and so no sooner than the run was
+made; it is for that run alone and for a moment. What is read for a run of one answer serves the others of that answer, for a
+moment, too: they were there before. Does not own what follows from it (`preparation`).
 """
 
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from worker.runs.together import together
 LONGEST_AHEAD = 1.0
 # So many runs at once, at most.
 MOST_AHEAD = 8
+# How long after it was asked for something that was read for one run counts for others, in seconds.
+LONGEST_SHARED = 2.0
 
 
 class DeploymentGone(Exception):
@@ -52,8 +55,8 @@ class PoolSource(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Ahead:
-    """What is being read ahead of one run, since when, and what came of it."""
+class _Known:
+    """What is being read, since when, and what came of it."""
 
     since: float
     deployment: Deployment | None = None
@@ -75,7 +78,9 @@ class Readings:
         self._pool = pool
         self._monotonic = monotonic
         self._flows: dict[UUID, Flow] = {}
-        self._ahead: dict[UUID, _Ahead] = {}
+        self._ahead: dict[UUID, _Known] = {}
+        # By deployment: what was read for runs of the latest answer.
+        self._shared: dict[UUID, _Known] = {}
         self._log = structlog.get_logger()
 
     @property
@@ -93,7 +98,7 @@ class Readings:
         # Told again, it is another time that it may be started: what was read for the one before counts no more.
         if self._ahead.pop(flow_run_id, None) is None and len(self._ahead) >= MOST_AHEAD:
             return
-        known = self._ahead[flow_run_id] = _Ahead(since=now)
+        known = self._ahead[flow_run_id] = _Known(since=now)
         deployment = partial(self._client.read_deployment, deployment_id, max_tries=1)
         try:
             with anyio.move_on_after(LONGEST_AHEAD):
@@ -112,20 +117,38 @@ class Readings:
         for known in tuple(self._ahead.values()):
             await known.done.wait()
 
+    def answered(self) -> None:
+        """The server has just listed runs: what is read for them from now on is younger than all of these."""
+        self._shared = {}
+
     async def of(self, flow_run: FlowRun) -> Reading:
         """What belongs to this run, now or a moment ago. Raises DeploymentGone, and ApiError."""
-        known = self._ahead.pop(flow_run.id, None)
-        if known is not None:
-            await known.done.wait()
-            fresh = self._monotonic() - known.since <= LONGEST_AHEAD
-            its_own = known.deployment is not None and known.deployment.id == flow_run.deployment_id
-            if fresh and its_own and known.pool is not None:
-                return Reading(known.deployment, await self._flow(flow_run), known.pool)
-        return Reading(
-            *await together(
+        deployment_id = flow_run.deployment_id
+        ahead = self._ahead.pop(flow_run.id, None)
+        shared = None if deployment_id is None else self._shared.get(deployment_id)
+        for known, longest in ((ahead, LONGEST_AHEAD), (shared, LONGEST_SHARED)):
+            if known is not None and (reading := await self._reuse(known, flow_run, longest)) is not None:
+                return reading
+        known = _Known(since=self._monotonic())
+        if deployment_id is not None:
+            self._shared[deployment_id] = known
+        try:
+            deployment, flow, pool = await together(
                 partial(self._deployment, flow_run), partial(self._flow, flow_run), self._pool.read
             )
-        )
+            known.deployment, known.pool = deployment, pool
+        finally:
+            known.done.set()
+        return Reading(deployment, flow, pool)
+
+    async def _reuse(self, known: _Known, flow_run: FlowRun, longest: float) -> Reading | None:
+        """The run's reading from what is known; None when that failed, is too old, or another deployment's."""
+        await known.done.wait()
+        fresh = self._monotonic() - known.since <= longest
+        its_own = known.deployment is not None and known.deployment.id == flow_run.deployment_id
+        if not (fresh and its_own and known.pool is not None):
+            return None
+        return Reading(known.deployment, await self._flow(flow_run), known.pool)
 
     async def _deployment(self, flow_run: FlowRun) -> Deployment | None:
         if flow_run.deployment_id is None:

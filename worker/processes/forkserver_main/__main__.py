@@ -136,6 +136,7 @@ class FlowProcess:
         except (OSError, ValueError) as error:
             self._give_up(refused=f"it could not be marked: {error}")
         answer(self.stream, ready=os.getpid())
+        warmth.copy_pages()
         try:
             word = self.stream.recv(1)
         except OSError:

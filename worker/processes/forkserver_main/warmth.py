@@ -21,6 +21,7 @@ import time
 import uuid
 
 from warmth_disk import Packages
+from warmth_pages import written_by
 from warmth_rehearsal import rehearse
 from warmth_settings import LoggingState, SettingsState
 from warmth_tls import TlsStock
@@ -114,6 +115,7 @@ class Warmth:
         importlib.invalidate_caches()
         gc.collect()
         gc.freeze()
+        self._pages = written_by(self._begin_on_nothing)
 
     def _import_prefect(self) -> None:
         for name in LAZY_MODULES:
@@ -194,6 +196,15 @@ class Warmth:
         self._settings.refresh(env)
         self._hide_engine()
         gc.enable()
+
+    def _begin_on_nothing(self) -> None:
+        """What a forked process does until its flow begins, as far as the rehearsal goes. In a process of its own."""
+        self.enter(env=self._environment)
+        rehearse(1)
+
+    def copy_pages(self) -> None:
+        """In a forked process that has nothing else to do: copy what it is going to write to."""
+        self._pages.copy()
 
     def _refresh_interpreter(self) -> None:
         self._seeding.renew()

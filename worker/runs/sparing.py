@@ -1,0 +1,64 @@
+"""When a server is to be left alone, for whatever reason.
+
+Owns the three judgements about one server being one answer. Does not own the judgements (`late_marking`, `arrivals`,
+`tidying`), and what is held back meanwhile (`poller`, `serving`, `outbox`).
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+
+from worker.api.client import PrefectClient
+from worker.runs.arrivals import Arrivals
+from worker.runs.in_flight import InFlight
+from worker.runs.late_marking import LateMarking
+from worker.runs.tidying import Tidying
+
+COUNT_LIMIT = 1.0
+COLLECT_LIMIT = 3.0
+
+
+class Sparing:
+    """What is known of one server's troubles; one for the daemon's life.
+
+    `cloud`: it is Prefect Cloud, which needs no sparing. `monotonic` is a clock in seconds.
+    """
+
+    def __init__(
+        self, *, client: PrefectClient, in_flight: InFlight, cloud: bool, monotonic: Callable[[], float]
+    ) -> None:
+        self._cloud = cloud
+        self.marking = LateMarking(count=partial(_count_unmarked, client, monotonic), monotonic=monotonic)
+        self._tidying = Tidying(
+            collect=partial(_collect_garbage, client, monotonic),
+            marking=lambda: self.marking.goes_on,
+            in_flight=lambda: len(in_flight),
+            starting=lambda: in_flight.starting,
+            monotonic=monotonic,
+        )
+        self.arrivals = Arrivals(retried=self._tidying.failed, monotonic=monotonic)
+
+    @property
+    def tidying(self) -> Tidying | None:
+        """What sees to the server's garbage; None where nobody has to."""
+        return None if self._cloud else self._tidying
+
+    def failed(self) -> None:
+        """A request of ours failed for too much work on the server's side."""
+        self._tidying.failed()
+
+    def pause(self) -> float:
+        """For how many seconds nothing should be begun that makes the server write; 0 when there is no reason."""
+        if self._cloud or self.marking.harmless:
+            return 0.0
+        return max(self.marking.pause(), self.arrivals.pause(), self._tidying.pause())
+
+
+async def _count_unmarked(client: PrefectClient, monotonic: Callable[[], float], due_by: datetime) -> int:
+    """Only good to know: asked once, and not waited for."""
+    return await client.count_unmarked(due_by, max_tries=1, deadline=monotonic() + COUNT_LIMIT)
+
+
+async def _collect_garbage(client: PrefectClient, monotonic: Callable[[], float]) -> None:
+    """Only good to have: asked for once, and not waited for for long."""
+    await client.collect_garbage(max_tries=1, deadline=monotonic() + COLLECT_LIMIT)
