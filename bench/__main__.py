@@ -20,7 +20,7 @@ from bench.processes import BenchError, become_subreaper, end_descendants, say
 from bench.report import render
 from bench.results import Recorder, Result, load, save
 from bench.scenarios import SCENARIOS, Scenario
-from bench.server import running_server
+from bench.server import Database, running_server
 from bench.sizes import Sizes
 from bench.stage import Stage
 from bench.workers import TITLES
@@ -48,25 +48,30 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure(options: Options) -> None:
-    """Play the scenarios that were asked for, on one server. Raises BenchError."""
+    """Play the scenarios that were asked for, on one server for each database. Raises BenchError."""
     for program in ("prefect", "headrace"):
         if not (BIN / program).exists():
             raise BenchError(f"no {program} beside {sys.executable}; `make bench` brings it along")
     become_subreaper()
-    with session() as stage:
-        for name in options.scenarios:
-            scenario = SCENARIOS[name]
-            if options.candidates is not None:
-                scenario = dataclasses.replace(scenario, candidates=options.candidates)
-            save(play(stage, name, scenario, options.sizes), options.results)
+    for database in Database:
+        names = [name for name in options.scenarios if SCENARIOS[name].database is database]
+        if names and not database.is_here:
+            say(f"left out, as {database} is not installed here: {', '.join(names)}")
+        elif names:
+            with session(database) as stage:
+                for name in names:
+                    scenario = SCENARIOS[name]
+                    if options.candidates is not None:
+                        scenario = dataclasses.replace(scenario, candidates=options.candidates)
+                    save(play(stage, name, scenario, options.sizes), options.results)
 
 
 @contextmanager
-def session() -> Generator[Stage]:
-    """A server with work pools, in a temporary directory. Nothing of it is left afterwards, however it ends."""
+def session(database: Database = Database.SQLITE) -> Generator[Stage]:
+    """A server on this database, with work pools, in a temporary directory. Nothing of it is left afterwards, however it ends."""
     directory = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
     try:
-        with running_server(directory) as server, closing(Api(server.api_url)) as api:
+        with running_server(directory, database) as server, closing(Api(server.api_url)) as api:
             stage = Stage(server=server, api=api, directory=directory)
             stage.prepare()
             yield stage
@@ -97,7 +102,7 @@ def play(stage: Stage, name: str, scenario: Scenario, sizes: Sizes) -> Result:
         rounds=rounds,
         sizes=measured,
         machine=machine(),
-        versions=versions(),
+        versions=versions(scenario.database),
         series=recorder.series(),
         observations=recorder.observations(),
     )

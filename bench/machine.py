@@ -3,9 +3,13 @@
 import os
 import platform
 import shutil
+import sqlite3
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+
+from bench import postgres
+from bench.server import Database
 
 _KIB_PER_GIB = 1024 * 1024
 _ROOT = Path(__file__).resolve().parent.parent
@@ -22,13 +26,19 @@ def machine() -> dict[str, str]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Python, Prefect, and headrace with its commit."""
+def versions(database: Database) -> dict[str, str]:
+    """Python, the server's database, Prefect, and headrace with its commit."""
     return {
         "Python": platform.python_version(),
+        **_database(database),
         "Prefect": version("prefect"),
         "headrace": f"{version('headrace')} ({_commit()})",
     }
+
+
+def _database(database: Database) -> dict[str, str]:
+    programs = postgres.programs() if database is Database.POSTGRES else None
+    return {str(database): sqlite3.sqlite_version if programs is None else postgres.version(programs)}
 
 
 def _field(path: Path, name: str) -> str:

@@ -92,9 +92,9 @@ class Ceiling:
 Target = Factor | Ceiling
 
 
-def burst_case(limit: int) -> str:
-    """The case of a burst at this limit."""
-    return f"limit {limit}"
+def burst_case(limit: int, where: str = "") -> str:
+    """The case of a burst at this limit; `where` is the server's database, if it is not the usual one."""
+    return f"limit {limit}, {where}" if where else f"limit {limit}"
 
 
 def flows_case(count: int) -> str:

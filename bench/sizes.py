@@ -32,6 +32,7 @@ class Sizes:
             "latency": 3,
             "lateness": 1,
             "burst": 1,
+            "burst-postgres": 1,
             "memory": 1,
             "growth": 1,
             "cancel": 2,
@@ -50,7 +51,17 @@ FULL = Sizes(
     flows=(10, 50, 100),
     growth_runs=2000,
     rounds=USUAL.rounds
-    | {"idle": 3, "requests": 3, "lateness": 3, "burst": 3, "memory": 2, "cancel": 3, "stop": 3, "cold": 3},
+    | {
+        "idle": 3,
+        "requests": 3,
+        "lateness": 3,
+        "burst": 3,
+        "burst-postgres": 3,
+        "memory": 2,
+        "cancel": 3,
+        "stop": 3,
+        "cold": 3,
+    },
 )
 
 QUICK = Sizes(

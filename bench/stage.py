@@ -89,7 +89,7 @@ class Stage:
             service.end()
         finally:
             self.workers.remove(service)
-            for left in end_descendants(keep=[self.server.service, *self.workers]):
+            for left in end_descendants(keep=[*self.server.services, *self.workers]):
                 say(f"    {TITLES[candidate]} left this behind: {left}")
 
     @contextmanager
@@ -149,7 +149,7 @@ class Stage:
             condition,
             what=what,
             seconds=seconds,
-            services=[worker.service, self.server.service],
+            services=[worker.service, *self.server.services],
             interval=interval,
         )
 
@@ -185,7 +185,7 @@ class Stage:
             online,
             what=f"the worker {name} is ONLINE",
             seconds=ONLINE_SECONDS,
-            services=[service, self.server.service],
+            services=[service, *self.server.services],
         )
         return since[0]
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from bench.results import Recorder
 from bench.scenarios import cancelling, latency, load, starting
+from bench.server import Database
 from bench.sizes import Sizes
 from bench.stage import Stage
 from bench.workers import Candidate
@@ -16,10 +18,11 @@ _ALL = (Candidate.STOCK, Candidate.TUNED, Candidate.OURS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """What to play, and with whom."""
+    """What to play, with whom, and on which database of the server's."""
 
     play: Round
     candidates: tuple[Candidate, ...]
+    database: Database = Database.SQLITE
 
     def order(self, number: int) -> tuple[Candidate, ...]:
         """The candidates of round `number`: each round begins with another one, so that none is always first."""
@@ -37,6 +40,17 @@ SCENARIOS: Mapping[str, Scenario] = {
     "cancel": Scenario(play=cancelling.cancel, candidates=(Candidate.STOCK, Candidate.OURS)),
     "stop": Scenario(play=starting.stop, candidates=(Candidate.STOCK, Candidate.OURS)),
     "burst": Scenario(play=load.burst, candidates=(Candidate.TUNED, Candidate.OURS)),
-    "memory": Scenario(play=load.many, candidates=(Candidate.STOCK, Candidate.OURS)),
-    "growth": Scenario(play=load.growth, candidates=(Candidate.STOCK, Candidate.OURS)),
+    "burst-postgres": Scenario(
+        play=partial(load.burst, where=Database.POSTGRES),
+        candidates=(Candidate.TUNED, Candidate.OURS),
+        database=Database.POSTGRES,
+    ),
+    # What these measure has nothing to do with the database, and fifty flows of stock's, or thousands of runs, bring one of
+    # SQLite's to a stand-still.
+    "memory": Scenario(
+        play=load.many, candidates=(Candidate.STOCK, Candidate.OURS), database=Database.POSTGRES
+    ),
+    "growth": Scenario(
+        play=load.growth, candidates=(Candidate.STOCK, Candidate.OURS), database=Database.POSTGRES
+    ),
 }

@@ -26,9 +26,15 @@ _LINGER_SECONDS = 4.0
 _SECONDS_PER_MINUTE = 60
 
 
-def burst(stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidate, ...]) -> None:
-    """So many runs at once: from the creation of the first to the end of the last, and the CPU time they take."""
+def burst(
+    stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidate, ...], *, where: str = ""
+) -> None:
+    """So many runs at once: from the creation of the first to the end of the last, and the CPU time they take.
+
+    `where` is for the figures' names: the server's database, if it is not the usual one.
+    """
     for limit in sizes.burst_limits:
+        case = burst_case(limit, where)
         for candidate in order:
             with (
                 stage.worker(candidate, limit=limit) as worker,
@@ -36,12 +42,12 @@ def burst(stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidate
             ):
                 cpu = cpu_seconds(worker.service.tree())
                 rate = _burst(stage, worker, deployment, sizes.burst_runs)
-                recorder.add(Metric.BURST, candidate, rate, case=burst_case(limit))
-                say(f"    {TITLES[candidate]}, limit {limit}: {rate:.1f} runs per minute")
+                recorder.add(Metric.BURST, candidate, rate, case=case)
+                say(f"    {TITLES[candidate]}, {case}: {rate:.1f} runs per minute")
                 time.sleep(_LINGER_SECONDS)
                 worker.service.check()
                 spent = cpu_seconds(worker.service.tree()) - cpu
-                recorder.add(Metric.RUN_CPU, candidate, spent / sizes.burst_runs, case=burst_case(limit))
+                recorder.add(Metric.RUN_CPU, candidate, spent / sizes.burst_runs, case=case)
 
 
 def many(stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidate, ...]) -> None:

@@ -16,9 +16,10 @@ import httpx
 import pytest
 import yaml
 
+from bench.postgres import programs
 from tests.support.api import PrefectApi
 from tests.support.daemons import ROLE_DAEMON, StartWorker, Worker, worker_factory
-from tests.support.postgres import Postgres, programs, running_postgres
+from tests.support.postgres import Postgres, running_postgres
 from tests.support.project import Project
 from tests.support.server import PrefectServer, free_port, running_server
 from tests.support.wait import wait_for
@@ -73,7 +74,7 @@ def server(
     # The harness says the same, with an address and a port of loopback.
     assert shlex.split(service["command"])[:-1] == ["prefect", "server", "start", "--host"]
     environment = {
-        name: value.replace("@database:5432/", f"@127.0.0.1:{postgres.port}/")
+        name: value.replace("@database:5432/", f"@127.0.0.1:{postgres.cluster.port}/")
         for name, value in service["environment"].items()
     }
     with running_server(
