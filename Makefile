@@ -31,10 +31,10 @@ demo: $(STAMP) ## See real flow runs, job variables from every layer, on a real 
 	@$(BIN)/python examples/demo.py $(if $(filter-out 0 no false,$(KEEP)),--keep)
 
 test: $(STAMP) ## Run the whole test suite: unit, server, parity, faults (ARGS='...' goes to pytest)
-	$(BIN)/python -m pytest -m "not ui and not long" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not ui and not long" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: $(STAMP) ## Run the tests that take minutes: outages, shortages, deaths, more parity; before a release
-	$(BIN)/python -m pytest -m long -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-ui: $(STAMP) ## Use Prefect's own UI in a real browser (needs Debian's chromium and chromium-driver)
 	@for program in chromium chromedriver; do command -v $$program >/dev/null || { \

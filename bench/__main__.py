@@ -55,7 +55,7 @@ def measure(options: Options) -> None:
     become_subreaper()
     for database in Database:
         names = [name for name in options.scenarios if SCENARIOS[name].database is database]
-        if names and not database.is_here:
+        if names and not database.is_here and not options.named:
             say(f"left out, as {database} is not installed here: {', '.join(names)}")
         elif names:
             with session(database) as stage:
@@ -76,11 +76,12 @@ def session(database: Database = Database.SQLITE) -> Generator[Stage]:
             stage.prepare()
             yield stage
     finally:
-        # From here on nothing interrupts: what was started must not outlive the benchmark.
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        # Meanwhile nothing interrupts: what was started must not outlive the benchmark.
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
         end_descendants()
         shutil.rmtree(directory)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def play(stage: Stage, name: str, scenario: Scenario, sizes: Sizes) -> Result:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from bench.server import Database
 from bench.workers import Candidate
 
 
@@ -92,9 +93,9 @@ class Ceiling:
 Target = Factor | Ceiling
 
 
-def burst_case(limit: int, where: str = "") -> str:
-    """The case of a burst at this limit; `where` is the server's database, if it is not the usual one."""
-    return f"limit {limit}, {where}" if where else f"limit {limit}"
+def burst_case(limit: int, database: Database = Database.SQLITE) -> str:
+    """The case of a burst at this limit, on this database of the server's."""
+    return f"limit {limit}" if database is Database.SQLITE else f"limit {limit}, {database}"
 
 
 def flows_case(count: int) -> str:

@@ -20,6 +20,8 @@ class Options:
 
     measure: bool
     scenarios: tuple[str, ...]
+    named: bool
+    """Whether the scenarios were asked for by name: none of them may be left out then."""
     candidates: tuple[Candidate, ...] | None
     """Instead of those of each scenario."""
     sizes: Sizes
@@ -34,6 +36,7 @@ def parse(arguments: Sequence[str]) -> Options:
     return Options(
         measure=not given.render,
         scenarios=tuple(name for name in SCENARIOS if given.only is None or name in given.only),
+        named=given.only is not None,
         candidates=given.candidates and tuple(given.candidates),
         sizes=_sizes(given),
         results=given.results or directory or _ROOT / "bench" / "results",

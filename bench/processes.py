@@ -153,9 +153,8 @@ def end_descendants(*, keep: Sequence[Service] = ()) -> list[str]:
     Raises BenchError when some do not go even so.
     """
     deadline = time.monotonic() + PATIENCE[-1][1]
-    kept = {process.pid for service in keep for process in service.tree()}
     ended: list[str] = []
-    while left := [child for child in psutil.Process().children(recursive=True) if child.pid not in kept]:
+    while left := _left(keep):
         for process in left:
             if is_alive(process):
                 command = _command_line(process)
@@ -170,6 +169,13 @@ def end_descendants(*, keep: Sequence[Service] = ()) -> list[str]:
             )
         time.sleep(0.02)
     return ended
+
+
+def _left(keep: Sequence[Service]) -> list[psutil.Process]:
+    """The descendants that belong to none of these services; one that forks meanwhile (PostgreSQL does) has them kept."""
+    descendants = psutil.Process().children(recursive=True)
+    kept = {process.pid for service in keep for process in service.tree()}
+    return [process for process in descendants if process.pid not in kept]
 
 
 def tail(log: Path) -> str:

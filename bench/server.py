@@ -2,10 +2,11 @@
 
 import subprocess
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,10 +34,11 @@ class Database(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A running server. `port` is on the loopback interface; `beside` is what runs for it, such as its database."""
+    """A running server. `port` is on the loopback interface; `beside` is what runs for it, such as its database's."""
 
     service: Service
     port: int
+    database: Database = Database.SQLITE
     beside: tuple[Service, ...] = ()
 
     @property
@@ -54,12 +56,12 @@ class Server:
 def running_server(directory: Path, database: Database = Database.SQLITE) -> Generator[Server]:
     """Start a server with a database of its own, wait until it is healthy, and end it afterwards. Raises BenchError."""
     if database is Database.SQLITE:
-        with _running(directory, {}, ()) as server:
+        with _running(directory, database, {}, ()) as server:
             yield server
         return
     with _running_postgres(directory) as (url, service):
         variables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
-        with _running(directory, variables, (service,)) as server:
+        with _running(directory, database, variables, (service,)) as server:
             yield server
 
 
@@ -75,32 +77,41 @@ def _running_postgres(directory: Path) -> Generator[tuple[str, Service]]:
         cluster = postgres.Cluster(
             programs=programs, place=Path(place), port=free_port(), user=_DATABASE, password=_DATABASE
         )
+        _try(partial(cluster.make, variables))
+        service = start(
+            "PostgreSQL",
+            cluster.argv,
+            environment=variables,
+            directory=cluster.place,
+            log=directory / "database.log",
+        )
         try:
-            cluster.make(variables)
-            service = start(
-                "PostgreSQL",
-                cluster.argv,
-                environment=variables,
-                directory=cluster.place,
-                log=directory / "database.log",
+            wait_until(
+                cluster.is_ready,
+                what="PostgreSQL takes connections",
+                seconds=READY_SECONDS,
+                services=[service],
             )
-            try:
-                wait_until(
-                    cluster.is_ready,
-                    what="PostgreSQL takes connections",
-                    seconds=READY_SECONDS,
-                    services=[service],
-                )
-                cluster.create(_DATABASE, variables)
-                yield cluster.url(_DATABASE), service
-            finally:
-                service.end()
-        except subprocess.CalledProcessError as error:
-            raise BenchError(f"no PostgreSQL cluster can be made: {error}\n{error.stderr}") from error
+            _try(partial(cluster.create, _DATABASE, variables))
+            yield cluster.url(_DATABASE), service
+        finally:
+            service.end()
+
+
+def _try(make: Callable[[], None]) -> None:
+    """Raises BenchError, with what the program said, instead of whatever kept it from being done."""
+    try:
+        make()
+    except (OSError, LookupError) as error:
+        raise BenchError(f"no PostgreSQL cluster can be made: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise BenchError(f"no PostgreSQL cluster can be made: {error}\n{error.stderr}") from error
 
 
 @contextmanager
-def _running(directory: Path, variables: Mapping[str, str], beside: tuple[Service, ...]) -> Generator[Server]:
+def _running(
+    directory: Path, database: Database, variables: Mapping[str, str], beside: tuple[Service, ...]
+) -> Generator[Server]:
     """A server with these settings besides its usual ones.
 
     Raises BenchError when it does not come up; a port that was taken meanwhile is replaced once.
@@ -108,7 +119,7 @@ def _running(directory: Path, variables: Mapping[str, str], beside: tuple[Servic
     for attempt in range(1, _ATTEMPTS + 1):
         port = free_port()
         service = _start(directory, port, variables)
-        server = Server(service=service, port=port, beside=beside)
+        server = Server(service=service, port=port, database=database, beside=beside)
         try:
             try:
                 wait_until(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from bench.results import Recorder
 from bench.scenarios import cancelling, latency, load, starting
@@ -41,7 +40,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "stop": Scenario(play=starting.stop, candidates=(Candidate.STOCK, Candidate.OURS)),
     "burst": Scenario(play=load.burst, candidates=(Candidate.TUNED, Candidate.OURS)),
     "burst-postgres": Scenario(
-        play=partial(load.burst, where=Database.POSTGRES),
+        play=load.burst,
         candidates=(Candidate.TUNED, Candidate.OURS),
         database=Database.POSTGRES,
     ),

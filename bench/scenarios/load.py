@@ -13,7 +13,7 @@ from bench.stage import Stage
 from bench.workers import TITLES, Candidate, Worker
 
 _BURST_SECONDS_PER_RUN = 15.0
-# Flows that may be starting at a time: what matters is how many run, and six of stock's at once bring an SQLite server to a stand-still.
+# Flows that may be starting at a time: what matters is how many run.
 _STARTING = 2
 _START_SECONDS = 300.0
 _FLOW_SECONDS = 36_000.0
@@ -26,15 +26,10 @@ _LINGER_SECONDS = 4.0
 _SECONDS_PER_MINUTE = 60
 
 
-def burst(
-    stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidate, ...], *, where: str = ""
-) -> None:
-    """So many runs at once: from the creation of the first to the end of the last, and the CPU time they take.
-
-    `where` is for the figures' names: the server's database, if it is not the usual one.
-    """
+def burst(stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidate, ...]) -> None:
+    """So many runs at once: from the creation of the first to the end of the last, and the CPU time they take."""
     for limit in sizes.burst_limits:
-        case = burst_case(limit, where)
+        case = burst_case(limit, stage.server.database)
         for candidate in order:
             with (
                 stage.worker(candidate, limit=limit) as worker,

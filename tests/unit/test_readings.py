@@ -40,10 +40,10 @@ class Bench:
     reads: int = 0
 
     def __post_init__(self) -> None:
-        self.server.on_call("GET", f"/deployments/{DEPLOYMENT}", self._deployment)
+        self.server.on_call("GET", f"/deployments/{DEPLOYMENT}", self.deployment)
         self.server.on("GET", f"/flows/{FLOW}", {"id": str(FLOW), "name": "f"})
 
-    def _deployment(self, _body: Any) -> tuple[int, Any]:
+    def deployment(self, _body: Any) -> tuple[int, Any]:
         self.reads += 1
         return 200, {"id": str(DEPLOYMENT), "name": f"read {self.reads}"}
 
@@ -205,6 +205,46 @@ async def test_runs_of_one_answer_that_are_started_at_the_same_time_are_read_for
     assert (bench.reads, bench.pool.reads) == (1, 1)
 
 
+async def test_a_slow_server_is_asked_once_for_all_that_wait_for_its_answer() -> None:
+    bench = Bench()
+
+    def slowly(_body: Any) -> tuple[int, Any]:
+        bench.now += 2 * LONGEST_SHARED
+        return bench.deployment(None)
+
+    bench.server.on_call("GET", f"/deployments/{DEPLOYMENT}", slowly)
+    async with bench.server.client() as client, anyio.create_task_group() as tasks:
+        readings = bench.readings(client)
+        for _ in range(3):
+            tasks.start_soon(readings.of, a_run())
+    assert (bench.reads, bench.pool.reads) == (1, 1)
+
+
+async def test_of_those_that_wait_for_a_reading_that_fails_one_reads_for_the_others() -> None:
+    bench, found = Bench(), list[str]()
+    answers: list[tuple[int, Any]] = [
+        (404, {"detail": "gone"}),
+        (200, {"id": str(DEPLOYMENT), "name": "back"}),
+    ]
+    bench.server.on_call("GET", f"/deployments/{DEPLOYMENT}", lambda _: answers.pop(0))
+    async with bench.server.client() as client, anyio.create_task_group() as tasks:
+        readings = bench.readings(client)
+
+        async def one() -> None:
+            try:
+                reading = await readings.of(a_run())
+            except DeploymentGone:
+                found.append("gone")
+            else:
+                assert reading.deployment is not None
+                found.append(reading.deployment.name)
+
+        for _ in range(4):
+            tasks.start_soon(one)
+    assert sorted(found) == ["back", "back", "back", "gone"]
+    assert answers == []
+
+
 async def test_what_was_read_for_one_run_counts_for_others_for_a_moment_only() -> None:
     bench = Bench()
     async with bench.server.client() as client:
@@ -256,8 +296,7 @@ async def test_a_run_that_is_given_up_while_it_is_read_for_leaves_the_others_to_
         tasks.start_soon(given_up)
         await anyio.lowlevel.checkpoint()
         first.cancel()
-        reading = await readings.of(a_run())
-    assert reading.pool.name == "p"
+        assert (await readings.of(a_run())).pool.name == "p"
 
 
 async def test_deployments_are_not_taken_for_each_other() -> None:

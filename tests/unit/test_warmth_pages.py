@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.server import scrubbed_environment
 
 OWN = Path(__file__).parents[2] / "worker" / "processes" / "forkserver_main"
 
 # 64 pages of memory; a forked process is asked which of them it writes to, and another one has those copied ahead.
 HOST = """
-import json, mmap, os, resource, sys
+import json, mmap, os, resource, signal, sys
 sys.path.insert(0, sys.argv[1])
 import warmth_pages
 sys.path.pop(0)
@@ -65,9 +67,9 @@ def test_the_pages_that_are_written_to_are_found_and_no_others(tmp_path: Path) -
 content = memory[:]
 pages = warmth_pages.written_by(write)
 inside = [
-    ((address.value - start) // size, length.value // size)
-    for address, length in pages._ranges
-    if start <= address.value < start + 64 * size
+    ((address - start) // size, length // size)
+    for address, length in pages
+    if start <= address < start + 64 * size
 ]
 print(json.dumps({"inside": inside, "unchanged": memory[:] == content, "children": children()}))
 """
@@ -83,7 +85,7 @@ content = memory[:]
 
 def counted(ahead):
     if ahead:
-        pages.copy()
+        pages.copy(until=lambda: False)
     same = memory[:] == content
     before = faults()
     write()
@@ -97,18 +99,74 @@ print(json.dumps([in_a_fork(lambda: counted(False)), in_a_fork(lambda: counted(T
     assert said == ""
 
 
-def test_what_keeps_pages_from_being_told_is_said_and_means_none(tmp_path: Path) -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("death", "sentence"),
+    [
+        ("raise RuntimeError('of this version')", "RuntimeError: of this version"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "ended with wait status 9"),
+        ("os._exit(0)", "JSONDecodeError"),
+        ("warmth_pages._own = lambda _: [(1, object())]", "not JSON serializable"),
+    ],
+)
+def test_what_keeps_pages_from_being_told_is_said_and_means_none(
+    tmp_path: Path, death: str, sentence: str
+) -> None:
+    code = f"""
 def fails():
-    raise RuntimeError("of this version of Prefect")
+    {death}
 
+opened = len(os.listdir("/proc/self/fd"))
 pages = warmth_pages.written_by(fails)
-pages.copy()
-print(json.dumps([len(pages), children()]))
+print(json.dumps([list(pages), children(), len(os.listdir("/proc/self/fd")) - opened]))
 """
     told, said = run(code, tmp_path)
-    assert told == [0, ""]
-    assert said == "no pages are copied ahead: RuntimeError: of this version of Prefect\n"
+    assert told == [[], "", 0]
+    assert sentence in said
+    assert "no pages are copied ahead" in said
+
+
+def test_a_scout_that_does_not_come_back_is_not_waited_for(tmp_path: Path) -> None:
+    code = """
+warmth_pages._LONGEST_SCOUT = 0.05
+pages = warmth_pages.written_by(signal.pause)
+print(json.dumps([list(pages), children()]))
+"""
+    told, said = run(code, tmp_path)
+    assert told == [[], ""]
+    assert "no pages are copied ahead" in said
+
+
+def test_an_older_kernel_is_asked_once_and_no_scout_is_sent(tmp_path: Path) -> None:
+    code = """
+warmth_pages.MADV_POPULATE_WRITE = 9999  # no advice of any kernel's
+print(json.dumps([warmth_pages.is_possible(), list(warmth_pages.written_by(signal.pause))]))
+"""
+    told, said = run(code, tmp_path)
+    assert told == [False, []]
+    assert said == ""
+
+
+def test_who_has_something_else_to_do_copies_no_more(tmp_path: Path) -> None:
+    code = """
+memory = mmap.mmap(-1, 1024 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.write(b"x" * (1024 * size))
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+pages = warmth_pages.Pages([(start + page * size, size) for page in range(1024)])
+
+def quiet(answers):
+    answers = iter(answers)
+    pages.copy(until=lambda: next(answers))
+    before = faults()
+    for page in range(1024):
+        memory[page * size] = 7
+    return faults() - before
+
+print(json.dumps([in_a_fork(lambda: quiet(told)) for told in ([True], [False, True], [False] * 8)]))
+"""
+    (at_once, soon, never), _ = run(code, tmp_path)
+    assert at_once >= 1000
+    assert 800 <= soon < 1000
+    assert never < 20
 
 
 def test_what_is_not_there_any_more_is_left_out(tmp_path: Path) -> None:
@@ -121,13 +179,14 @@ gone.close()
 pages = warmth_pages.Pages([(address, 4 * size), (start, 64 * size)])
 
 def copied():
-    pages.copy()
+    pages.copy(until=lambda: False)
     before = faults()
     for page in range(64):
         memory[page * size] = 7
-    return faults() - before
+    return faults() - before, any(first <= address // size < last for first, last in warmth_pages._writable())
 
 print(json.dumps(in_a_fork(copied)))
 """
-    told, _ = run(code, tmp_path)
-    assert told < 64
+    (told, there), _ = run(code, tmp_path)
+    assert not there
+    assert told <= 32, "of 64"

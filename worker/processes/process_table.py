@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,10 +57,16 @@ def read_process(pid: int) -> ProcessInfo | None:
 
         return process_table_psutil.read_process(pid)
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        stat = _content(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return None
     return _parse_stat(pid, stat)
+
+
+def _content(path: str) -> bytes:
+    """All of a file. Without a `Path`, which interns each part: the whole table is read at the end of each run."""
+    with FileIO(path) as file:
+        return file.readall()
 
 
 def _parse_stat(pid: int, stat: bytes) -> ProcessInfo:
@@ -113,7 +120,7 @@ def carries(pid: int, marker: Marker) -> bool:
 
         return process_table_psutil.carries(pid, marker)
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        environ = _content(f"/proc/{pid}/environ")
     except OSError:
         return False
     return b"\0" + os.fsencode(f"{marker.name}={marker.value}") + b"\0" in b"\0" + environ + b"\0"
@@ -131,7 +138,7 @@ def _initial_value(pid: int, name: str) -> str | None:
 
         return process_table_psutil.initial_value(pid, name)
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        environ = _content(f"/proc/{pid}/environ")
     except OSError:
         return None
     beginning = os.fsencode(f"{name}=")

@@ -2,7 +2,7 @@
 
 A run passes through these modules, each step handing a frozen value to the next:
 
-    work_pool      the pool is found or created, kept ready, and read afresh for each run
+    work_pool      the pool is found or created, kept ready, and read afresh (readings: with a run's deployment)
     poller         asks for due runs, as many as there are free slots
     serving        starts or skips the runs of an answer, in the server's order, while it is fresh
     execution      one attempt of one run, from claim to report; reads as the list of steps below

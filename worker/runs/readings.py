@@ -24,7 +24,7 @@ from worker.runs.together import together
 LONGEST_AHEAD = 1.0
 # So many runs at once, at most.
 MOST_AHEAD = 8
-# How long after it was asked for something that was read for one run counts for others, in seconds.
+# How old the question for one run may be when another run needs the same, in seconds.
 LONGEST_SHARED = 2.0
 
 
@@ -123,26 +123,37 @@ class Readings:
 
     async def of(self, flow_run: FlowRun) -> Reading:
         """What belongs to this run, now or a moment ago. Raises DeploymentGone, and ApiError."""
-        deployment_id = flow_run.deployment_id
         ahead = self._ahead.pop(flow_run.id, None)
-        shared = None if deployment_id is None else self._shared.get(deployment_id)
-        for known, longest in ((ahead, LONGEST_AHEAD), (shared, LONGEST_SHARED)):
-            if known is not None and (reading := await self._reuse(known, flow_run, longest)) is not None:
+        if ahead is not None and (reading := await self._reuse(ahead, flow_run, LONGEST_AHEAD)) is not None:
+            return reading
+        if flow_run.deployment_id is None:
+            return await self._read(flow_run)
+        # Whoever finds nothing that can be shared reads for the others, too; if that fails, one of these does.
+        while (shared := self._shared.get(flow_run.deployment_id)) is not None and self._young(shared):
+            if (reading := await self._reuse(shared, flow_run)) is not None:
                 return reading
-        known = _Known(since=self._monotonic())
-        if deployment_id is not None:
-            self._shared[deployment_id] = known
+            if self._shared.get(flow_run.deployment_id) is shared:
+                break
+        shared = self._shared[flow_run.deployment_id] = _Known(since=self._monotonic())
         try:
-            deployment, flow, pool = await together(
+            reading = await self._read(flow_run)
+            shared.deployment, shared.pool = reading.deployment, reading.pool
+        finally:
+            shared.done.set()
+        return reading
+
+    def _young(self, known: _Known) -> bool:
+        return self._monotonic() - known.since <= LONGEST_SHARED
+
+    async def _read(self, flow_run: FlowRun) -> Reading:
+        return Reading(
+            *await together(
                 partial(self._deployment, flow_run), partial(self._flow, flow_run), self._pool.read
             )
-            known.deployment, known.pool = deployment, pool
-        finally:
-            known.done.set()
-        return Reading(deployment, flow, pool)
+        )
 
-    async def _reuse(self, known: _Known, flow_run: FlowRun, longest: float) -> Reading | None:
-        """The run's reading from what is known; None when that failed, is too old, or another deployment's."""
+    async def _reuse(self, known: _Known, flow_run: FlowRun, longest: float = float("inf")) -> Reading | None:
+        """The run's reading from what is known; None when that failed, is older by then, or another deployment's."""
         await known.done.wait()
         fresh = self._monotonic() - known.since <= longest
         its_own = known.deployment is not None and known.deployment.id == flow_run.deployment_id

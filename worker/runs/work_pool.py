@@ -30,8 +30,8 @@ class WorkPoolKeeper:
     """Keeps one pool; lives as long as the daemon.
 
     `current` is the pool as last read. `ensure` is called at start, `beat_once` by the daemon's loop every
-    `heartbeat_interval` seconds (PROTOCOL 2.2), `read` by each execution, so that a changed template holds
-    from the next run on.
+    `heartbeat_interval` seconds (PROTOCOL 2.2), `read` for each run, or each few that start in a row
+    (`readings`), so that a changed template holds from the next ones on.
     """
 
     def __init__(

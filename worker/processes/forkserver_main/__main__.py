@@ -24,6 +24,7 @@ import io
 import json
 import os
 import runpy
+import select
 import socket
 import sys
 import time
@@ -130,13 +131,14 @@ class FlowProcess:
             warmth.enter(env=self.request["environment"])
         except Exception as error:  # noqa: BLE001 - a cold start will say it to the run's owner
             self._give_up(refused=f"it could not be prepared: {type(error).__name__}: {error}")
-        # Last of all: who is found by the mark has nothing more to do than to wait for the word, or to end for want of it.
+        # Last of all: who is found by the mark has nothing more to do than to wait for the word, or to end for want of it;
+        # meanwhile it gets ready, which nobody can see.
         try:
             portrait.repaint(*self.request["mark"])
         except (OSError, ValueError) as error:
             self._give_up(refused=f"it could not be marked: {error}")
         answer(self.stream, ready=os.getpid())
-        warmth.copy_pages()
+        warmth.copy_pages(until=self._is_told)
         try:
             word = self.stream.recv(1)
         except OSError:
@@ -144,6 +146,10 @@ class FlowProcess:
         if word != GO:
             os._exit(0)
         self.stream.close()
+
+    def _is_told(self) -> bool:
+        """Whether the word is there, or is not to come."""
+        return bool(select.select([self.stream], [], [], 0)[0])
 
     def _take_shape(self) -> None:
         os.setsid()

@@ -29,7 +29,7 @@ from warmth_watch import Descriptors, EnvironmentReads, Misses, Seeding, thread_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from departure import Departure
@@ -104,18 +104,21 @@ class Warmth:
                 self._rehearse()
             self._settings = SettingsState(environment=self._environment, log=self._logging)
             departure.keep()
+            self._engine = sys.modules[ENGINE]
+            # Frozen, as it is before each fork; and while nothing of the user's could hear of the rehearsal.
+            gc.collect()
+            gc.freeze()
+            self._pages = written_by(self._begin_on_nothing)
             self._own_reads = EnvironmentReads(again=())
             with self._own_reads:
                 for name in preload:
                     self._import(name)
-        self._engine = sys.modules[ENGINE]
         self._tls = TlsStock(TLS_CONTEXTS)
         self._packages = Packages(missed=self._misses.names)
         # Nothing is imported from here on, and so each forked process looks at the directories anew.
         importlib.invalidate_caches()
         gc.collect()
         gc.freeze()
-        self._pages = written_by(self._begin_on_nothing)
 
     def _import_prefect(self) -> None:
         for name in LAZY_MODULES:
@@ -198,13 +201,16 @@ class Warmth:
         gc.enable()
 
     def _begin_on_nothing(self) -> None:
-        """What a forked process does until its flow begins, as far as the rehearsal goes. In a process of its own."""
+        """What a forked process does until its flow begins, as far as the rehearsal goes. In a process of its own.
+
+        Which steps fail has been told.
+        """
         self.enter(env=self._environment)
         rehearse(1)
 
-    def copy_pages(self) -> None:
+    def copy_pages(self, *, until: Callable[[], bool]) -> None:
         """In a forked process that has nothing else to do: copy what it is going to write to."""
-        self._pages.copy()
+        self._pages.copy(until=until)
 
     def _refresh_interpreter(self) -> None:
         self._seeding.renew()
