@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from bench.api import timestamp
-from bench.measure import cpu_seconds, memory, pss
+from bench.measure import cpu_seconds, memory, private, pss
 from bench.metrics import Metric, burst_case, flows_case, growth_case
 from bench.processes import say
 from bench.results import Recorder
@@ -66,7 +66,7 @@ def many(stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidate,
 
 
 def growth(stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidate, ...]) -> None:
-    """PSS of the worker's own process (and of the fork server) after many runs, less that after a warm-up."""
+    """What the worker's own process (and the fork server) has to itself after many runs, less that after a warm-up."""
     for candidate in order:
         runs = sizes.growth_runs if candidate is Candidate.OURS else sizes.growth_stock_runs
         if not runs:
@@ -76,9 +76,9 @@ def growth(stage: Stage, sizes: Sizes, recorder: Recorder, order: tuple[Candidat
             stage.deployment(worker, "noop") as deployment,
         ):
             _stream(stage, worker, deployment, sizes.growth_warm_up)
-            before = memory(worker.service.tree())
+            before = memory(worker.service.tree(), private)
             _stream(stage, worker, deployment, sizes.growth_warm_up + runs)
-            after = memory(worker.service.tree())
+            after = memory(worker.service.tree(), private)
             case = growth_case(runs)
             recorder.add(Metric.GROWTH, candidate, after.worker - before.worker, case=case)
             if after.fork_server:
