@@ -214,7 +214,6 @@ def assemble(
         run_once=options.run_once,
         sleep=anyio.sleep,
         settled=readings.settled,
-        usual=lambda: pacing.usual,
     )
     cancellations = Cancellations(
         client=client,

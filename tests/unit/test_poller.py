@@ -19,9 +19,7 @@ from worker.runs.in_flight import InFlight
 from worker.runs.late_marking import DRAIN, MANY, PATIENCE, PERIOD, LateMarking
 from worker.runs.latest_runs import LatestRuns
 from worker.runs.lookahead import (
-    ANSWERS_BEFORE_QUESTION,
-    LONGEST_BEFORE_QUESTION,
-    SHORTEST_BEFORE_QUESTION,
+    PAUSE_BEFORE_QUESTION,
     Agenda,
     Leads,
     unclaimable,
@@ -139,7 +137,6 @@ class Bench:
         self.slept: list[float] = []
         self.answers: list[int] = []
         self.while_sleeping: Callable[[], None] = lambda: None
-        self.usual: float | None = None
         self.while_settling: Callable[[], None] = lambda: None
         self.withheld: str | None = None
         self.unmarked = 0
@@ -260,7 +257,6 @@ class Bench:
                 run_once=self._run_once,
                 sleep=self._sleep,
                 settled=self._settled,
-                usual=lambda: self.usual,
             )
 
     async def _count(self, _due_by: datetime) -> int:
@@ -845,15 +841,15 @@ async def test_runs_that_are_made_while_a_question_waits_for_its_moment_put_it_o
         assert bench.questions() == []
 
 
-async def test_a_slow_server_is_asked_later_after_a_hint() -> None:
+async def test_after_a_hint_the_question_waits_until_what_it_tells_of_is_committed() -> None:
     bench = Bench()
     bench.serve([])
     async with bench.poller() as poller:
-        for bench.usual in (None, 0.01, 0.1, 10.0):
-            poller.hint(UUID(int=1))
-            await poller.poll_once()
-    shortest, longest = SHORTEST_BEFORE_QUESTION, LONGEST_BEFORE_QUESTION
-    assert bench.slept == [shortest, shortest, 0.1 * ANSWERS_BEFORE_QUESTION, longest]
+        await poller.poll_once()
+        assert bench.slept == []
+        poller.hint(UUID(int=1))
+        await poller.poll_once()
+    assert bench.slept == [PAUSE_BEFORE_QUESTION]
 
 
 async def test_the_poller_is_idle_when_nothing_waits_to_be_claimed() -> None:

@@ -27,20 +27,12 @@ SHORTEST_INTERVAL = 0.1
 # After a hint: an event can be published before what it tells of is committed (PROTOCOL 5.3).
 PAUSES_AFTER_HINT = (0.15, 0.5)
 # Before the first question, in seconds, so that it does not meet that commit: on SQLite, the two writes would wait for each
-# other. And so that it does not meet the next run's, if somebody is making several: a slow server takes longer for each.
-SHORTEST_BEFORE_QUESTION = 0.04
-LONGEST_BEFORE_QUESTION = 0.25
-ANSWERS_BEFORE_QUESTION = 2.0
+# other. What is read ahead meanwhile takes longer on a slow server, and is waited for.
+PAUSE_BEFORE_QUESTION = 0.04
 # The scheduler makes the runs of a changed deployment in its next round: every 5 s.
 SCHEDULER_ROUND = 6.0
 # Waiting is not exact; a moment later is surely not too early.
 AFTER_DUE = 0.005
-
-
-def pause_before_question(usual: float | None) -> float:
-    """Seconds between a hint and the question; `usual` is how long the server's answers take, as far as is known."""
-    pause = ANSWERS_BEFORE_QUESTION * (usual or 0.0)
-    return min(LONGEST_BEFORE_QUESTION, max(SHORTEST_BEFORE_QUESTION, pause))
 
 
 class Leads:

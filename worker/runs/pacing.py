@@ -68,11 +68,6 @@ class Pacing:
         """How many runs may be starting at once, at least 1."""
         return self._pace.allowed
 
-    @property
-    def usual(self) -> float | None:
-        """How many seconds an answer usually takes; None when there has been none."""
-        return self._pace.usual
-
     def observe(self, seconds: float, failed: bool) -> None:
         """Take note of one request: how long its answer took, and whether it failed for too much work."""
         before = self._pace

@@ -12,7 +12,7 @@ import structlog
 
 from worker.api.models import FlowRun
 from worker.runs.in_flight import InFlight
-from worker.runs.lookahead import Agenda, Leads, later, pause_before_question
+from worker.runs.lookahead import PAUSE_BEFORE_QUESTION, Agenda, Leads, later
 from worker.runs.questions import Questions
 from worker.runs.serving import Served, Serving
 from worker.runs.wake import Wake
@@ -32,7 +32,7 @@ class Poller:
     all that is found. `wake` is for the loop that calls `poll_once`: rung when the next question cannot wait.
     `may_claim` is asked before each question: None, or why nothing is to be claimed now. `pause`: for how many seconds
     the server is to be left alone. `settled` waits for what is being asked about runs that were heard of: a server that
-    is slow to answer that may be making more of them. `usual`: how many seconds its answers usually take.
+    is slow to answer that may be making more of them.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class Poller:
         run_once: bool = False,
         sleep: Callable[[float], Awaitable[None]],
         settled: Callable[[], Awaitable[None]],
-        usual: Callable[[], float | None],
     ) -> None:
         self._questions = questions
         self._serving = serving
@@ -64,7 +63,6 @@ class Poller:
         self._run_once = run_once
         self._sleep = sleep
         self._settled = settled
-        self._usual = usual
         self._log = structlog.get_logger()
         # Whether the question was due by the interval.
         self._looked = True
@@ -121,7 +119,7 @@ class Poller:
         if withheld is None and await self._start_rest():
             return self._pause() or self._agenda.delay(now=self._now())
         if self._agenda.hinted:
-            await self._sleep(pause_before_question(self._usual()))
+            await self._sleep(PAUSE_BEFORE_QUESTION)
             await self._settled()
             if not self._run_once and (pause := self._pause()):
                 return pause
