@@ -223,7 +223,7 @@ def assemble(
     )
 
     def scheduled(heard: Heard) -> None:
-        sparing.arrivals.heard(heard.flow_run_id)
+        sparing.made(heard.flow_run_id)
         claimable(heard)
 
     def ended(heard: Heard) -> None:
@@ -272,4 +272,5 @@ def assemble(
             services=services, pool=options.pool, work_queues=options.work_queues, now=utc_now
         ),
         stopping=stopping,
+        sparing=sparing,
     )

@@ -175,6 +175,7 @@ def _say_online(options: Options, parts: "Parts", attending: TaskGroup) -> None:
     parts.events.started(parts.pool.known)
     log.info("worker.started", limit=options.limit, job_variables=options.job_variables.value)
     options.announce(f"Worker '{options.name}' started!")
+    attending.start_soon(parts.sparing.learn)
     attending.start_soon(_loop(parts.pool.beat_once, what="heartbeat", after=parts.pool.heartbeat_interval))
     if (servers := parts.forkservers) is not None:
         keep = partial(servers.keep_once, attending, repeat)

@@ -16,6 +16,7 @@ from worker.runs.outbox import Outbox
 from worker.runs.pacing import Pacing
 from worker.runs.poller import Poller
 from worker.runs.recovery import Recovery
+from worker.runs.sparing import Sparing
 from worker.runs.stopping import Stopping
 from worker.runs.wake import Wake
 from worker.runs.work_pool import WorkPoolKeeper
@@ -46,6 +47,7 @@ class Parts:
     recovery: Recovery
     lost_runs: LostRuns
     stopping: Stopping
+    sparing: Sparing
 
     async def reap_orphans(self) -> float:
         """Collect what flows left to us as PID 1 or subreaper; returns the seconds until the next look."""

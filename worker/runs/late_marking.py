@@ -136,8 +136,12 @@ class LateMarking:
 
     @property
     def harmless(self) -> bool:
-        """Whether the server was seen to have many writers."""
+        """Whether the server is known to have many writers."""
         return self._rounds.harmless
+
+    def rule_out(self) -> None:
+        """The server is known to have many writers."""
+        self._rounds = replace(self._rounds, harmless=True)
 
     def pause(self) -> float:
         """For how many seconds nothing should be begun that makes the server write; 0 when there is no reason."""
@@ -145,6 +149,8 @@ class LateMarking:
 
     async def look(self, flow_runs: Sequence[FlowRun], *, now: datetime) -> None:
         """These runs of ours wait now: if some have waited for long, find out how many there are on the whole server."""
+        if self.harmless:
+            return
         limit = now - timedelta(seconds=OVERDUE - DRAIN)
         overdue = [one for one in flow_runs if (due := one.next_scheduled_start_time) and due <= limit]
         waiting = len(overdue) > 1
@@ -160,4 +166,4 @@ class LateMarking:
         before = self._rounds
         self._rounds = waits(before, many=waiting, now=self._monotonic())
         if self._rounds.waiting_since != before.waiting_since:
-            self._log.debug("late_marking.expected", expected=waiting, harmless=before.harmless)
+            self._log.debug("late_marking.expected", expected=waiting)

@@ -7,8 +7,12 @@ Owns the three judgements about one server being one answer. Does not own the ju
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from uuid import UUID
+
+import structlog
 
 from worker.api.client import PrefectClient
+from worker.api.errors import ApiError
 from worker.runs.arrivals import Arrivals
 from worker.runs.in_flight import InFlight
 from worker.runs.late_marking import LateMarking
@@ -27,6 +31,7 @@ class Sparing:
     def __init__(
         self, *, client: PrefectClient, in_flight: InFlight, cloud: bool, monotonic: Callable[[], float]
     ) -> None:
+        self._client = client
         self._cloud = cloud
         self.marking = LateMarking(count=partial(_count_unmarked, client, monotonic), monotonic=monotonic)
         self._tidying = Tidying(
@@ -37,11 +42,35 @@ class Sparing:
             monotonic=monotonic,
         )
         self.arrivals = Arrivals(retried=self._tidying.failed, monotonic=monotonic)
+        self._log = structlog.get_logger()
+
+    async def learn(self) -> None:
+        """Find out whether the server has a database that needs no sparing; as long as that is not known, it does."""
+        if self._cloud:
+            return
+        try:
+            many_writers = await self._client.has_many_writers()
+        except ApiError as error:
+            self._log.debug("server.database_unknown", reason=str(error))
+            return
+        self._log.debug("server.database_known", many_writers=many_writers)
+        if many_writers:
+            self.marking.rule_out()
 
     @property
     def tidying(self) -> Tidying | None:
         """What sees to the server's garbage; None where nobody has to."""
         return None if self._cloud else self._tidying
+
+    @property
+    def needless(self) -> bool:
+        """Whether the server is known to have many writers."""
+        return self._cloud or self.marking.harmless
+
+    def made(self, flow_run_id: UUID | None) -> None:
+        """A run of our pool was made just now; None: it may have been."""
+        if not self.needless:
+            self.arrivals.heard(flow_run_id)
 
     def failed(self) -> None:
         """A request of ours failed for too much work on the server's side."""
@@ -49,7 +78,7 @@ class Sparing:
 
     def pause(self) -> float:
         """For how many seconds nothing should be begun that makes the server write; 0 when there is no reason."""
-        if self._cloud or self.marking.harmless:
+        if self.needless:
             return 0.0
         return max(self.marking.pause(), self.arrivals.pause(), self._tidying.pause())
 

@@ -21,6 +21,7 @@ import time
 import uuid
 
 from warmth_disk import Packages
+from warmth_gaps import fill_gaps
 from warmth_pages import written_by
 from warmth_rehearsal import rehearse
 from warmth_settings import LoggingState, SettingsState
@@ -107,6 +108,7 @@ class Warmth:
             self._engine = sys.modules[ENGINE]
             # Frozen, as it is before each fork; and while nothing of the user's could hear of the rehearsal.
             gc.collect()
+            self._gaps = [fill_gaps()]
             gc.freeze()
             self._pages = written_by(self._begin_on_nothing)
             self._own_reads = EnvironmentReads(again=())
@@ -118,6 +120,7 @@ class Warmth:
         # Nothing is imported from here on, and so each forked process looks at the directories anew.
         importlib.invalidate_caches()
         gc.collect()
+        self._gaps.append(fill_gaps())
         gc.freeze()
 
     def _import_prefect(self) -> None:

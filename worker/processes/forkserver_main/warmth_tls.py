@@ -13,6 +13,7 @@ import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 # They call `ssl.create_default_context(cafile=...)` for each client.
@@ -34,12 +35,15 @@ class TlsStock:
         self._class = ssl.SSLContext
         self._make = ssl.create_default_context
         self._contexts: list[Any] = []
+        self._fresh: Iterator[ssl.SSLContext] = iter(())
         if "SSLKEYLOGFILE" not in os.environ and os.path.isfile(self._cafile):
             self._signature = _signature(self._cafile)
             self._contexts = [self._make(cafile=self._cafile) for _ in range(size)]
-            # Freeing those left over would cost each process time and memory at its end. A cycle is freed by the
-            # collector only, which does not look at what was there before the freeze.
-            self._contexts.insert(0, self._contexts)
+            # Freeing one costs a process a megabyte, as its certificates lie on hundreds of pages that are shared as long
+            # as nobody writes to them. A cycle is freed by the collector only, which does not look at what was there
+            # before the freeze.
+            self._contexts.append(self._contexts)
+            self._fresh = iter(self._contexts[:size])
             for name in USERS:
                 module = importlib.import_module(name)
                 if getattr(module, "ssl", None) is ssl:
@@ -49,11 +53,11 @@ class TlsStock:
         """A context as `ssl.create_default_context` with these arguments makes it now."""
         same = not args and kwargs == {"cafile": self._cafile}
         unpatched = ssl.create_default_context is self._make and ssl.SSLContext is self._class
-        if same and unpatched and len(self._contexts) > 1 and "SSLKEYLOGFILE" not in os.environ:
+        if same and unpatched and "SSLKEYLOGFILE" not in os.environ:
             try:
-                if _signature(self._cafile) == self._signature:
-                    return self._contexts.pop()
-            except (OSError, IndexError):  # the file is gone, or another thread took the last one
+                if self._contexts and _signature(self._cafile) == self._signature:
+                    return next(self._fresh)
+            except (OSError, StopIteration):  # the file is gone, or all are taken
                 pass
         return ssl.create_default_context(*args, **kwargs)
 
