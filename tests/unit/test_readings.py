@@ -11,7 +11,14 @@ import pytest
 from tests.support.canned import CannedServer
 from worker.api.client import PrefectClient
 from worker.api.models import FlowRun, WorkPool
-from worker.runs.readings import LONGEST_AHEAD, LONGEST_SHARED, MOST_AHEAD, DeploymentGone, Readings
+from worker.runs.readings import (
+    LONGEST_AHEAD,
+    LONGEST_SHARED,
+    MOST_AHEAD,
+    MOST_FLOWS,
+    DeploymentGone,
+    Readings,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -318,3 +325,26 @@ async def test_a_run_without_a_deployment_or_with_a_deleted_flow_has_none() -> N
         reading = await bench.readings(client).of(run)
     assert reading.deployment is None
     assert reading.flow is None
+
+
+async def test_a_flow_is_read_once_as_long_as_it_is_not_the_oldest_of_very_many() -> None:
+    bench = Bench()
+    reads: list[UUID] = []
+
+    def a_run_of(flow: UUID) -> FlowRun:
+        def read(_body: Any) -> tuple[int, Any]:
+            reads.append(flow)
+            return 200, {"id": str(flow), "name": f"flow {flow.int}"}
+
+        bench.server.on_call("GET", f"/flows/{flow}", read)
+        return FlowRun.read({"id": str(uuid4()), "flow_id": str(flow)})
+
+    flows = [UUID(int=number) for number in range(1, MOST_FLOWS + 2)]
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        for flow in [*flows[:-1], flows[0]]:
+            await readings.of(a_run_of(flow))
+        assert reads == flows[:-1]
+        for flow in [flows[-1], flows[1], flows[0]]:
+            await readings.of(a_run_of(flow))
+    assert reads == [*flows, flows[0]]

@@ -1,7 +1,9 @@
 """When a server is to be left alone: the longest of three reasons, and never a server that needs no sparing."""
 
+from typing import Any
 from uuid import UUID
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 
@@ -52,29 +54,47 @@ async def test_a_server_that_was_seen_to_have_many_writers_needs_none() -> None:
         assert sparing.pause() == 0
 
 
-@pytest.mark.parametrize(("found", "needless"), [([{}], True), ([], False)])
-async def test_what_database_a_server_has_is_learnt_from_its_answer(
-    found: list[object], needless: bool
+SECRET = {"name": "Secret"}
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "needless"),
+    [
+        ({r"Sec\ret": [{"name": "Other"}, SECRET], "Secret": [SECRET]}, True, True),
+        ({r"Sec\ret": [], "Secret": [SECRET]}, False, False),
+        ({r"Sec\ret": [], "Secret": []}, None, False),
+        ({r"Sec\ret": [{"name": "whatever there is"}], "Secret": [SECRET]}, False, False),
+    ],
+)
+async def test_what_database_a_server_has_is_learnt_from_its_answers(
+    found: dict[str, list[Any]], known: bool | None, needless: bool
 ) -> None:
     server = CannedServer()
-    server.on("POST", "/block_types/filter", found)
+    server.on_call(
+        "POST", "/block_types/filter", lambda body: (200, found[body["block_types"]["name"]["like_"]])
+    )
     async with server.client() as client:
-        sparing = Sparing(client=client, in_flight=in_flight(), cloud=False, monotonic=lambda: 100.0)
-        await sparing.learn()
+        sparing = Sparing(client=client, in_flight=in_flight(), cloud=False, monotonic=anyio.current_time)
+        with capture_logs() as logs:
+            await sparing.learn()
+        assert [entry.get("many_writers") for entry in logs] == [known]
         make_two_runs(sparing)
         assert sparing.needless is needless
         assert (sparing.pause() == 0) is needless
 
 
 async def test_a_server_that_does_not_tell_is_spared() -> None:
-    server = CannedServer()
-    server.on("POST", "/block_types/filter", {"detail": "Not Found"}, status=404)
-    async with server.client() as client:
-        sparing = Sparing(client=client, in_flight=in_flight(), cloud=False, monotonic=lambda: 100.0)
-        with capture_logs() as logs:
-            await sparing.learn()
-        assert [entry["event"] for entry in logs] == ["server.database_unknown"]
-        assert not sparing.needless
+    for status in (404, 500, 503):
+        server = CannedServer()
+        server.on("POST", "/block_types/filter", {"detail": "no"}, status=status)
+        server.on("GET", "/ready", {"status": "ready"})
+        async with server.client() as client:
+            sparing = Sparing(client=client, in_flight=in_flight(), cloud=False, monotonic=anyio.current_time)
+            with capture_logs() as logs:
+                await sparing.learn()
+            told = [entry for entry in logs if entry["event"] == "server.database_unknown"]
+            assert len(told) == 1
+            assert not sparing.needless
 
 
 async def test_prefect_cloud_is_not_asked() -> None:

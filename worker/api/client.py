@@ -44,7 +44,8 @@ from worker.settings import ApiSettings
 
 # A Prefect server of 3.8.8 has about 550,000 container objects; this is 60 kB of JSON.
 _MANY_LISTS = 20_000
-# The name of a block type that every server has, with a character escaped that need not be.
+# A block type that a server makes when it starts, unless told not to; and with a character escaped that need not be.
+_BLOCK_TYPE = "Secret"
 _ESCAPED = r"Sec\ret"
 
 
@@ -212,17 +213,22 @@ class PrefectClient(RunEndpoints, DefinitionEndpoints, RecordEndpoints):
         body: dict[str, Any] = {"flow_runs": {"id": {"any_": no_lists}}, "ignored": [no_lists] * _MANY_LISTS}
         await self._post(path("flow_runs", "count"), "have the server collect its garbage", body, patience)
 
-    async def has_many_writers(self, **patience: Unpack[Patience]) -> bool:
-        """Whether the server's database is known to let several transactions write at once, as PostgreSQL does.
+    async def has_many_writers(self, **patience: Unpack[Patience]) -> bool | None:
+        """Whether the server's database lets several transactions write at once, as PostgreSQL does; None: not known.
 
         A server does not tell its database, so it is asked a question whose answer depends on it: PostgreSQL's LIKE takes
         a backslash as an escape ("Pattern Matching" in its manual), SQLite's as itself ("The LIKE operator").
         """
+        if await self._finds_block_type(_ESCAPED, patience):
+            return True
+        return False if await self._finds_block_type(_BLOCK_TYPE, patience) else None
+
+    async def _finds_block_type(self, pattern: str, patience: Patience) -> bool:
         operation = "find out about the server's database"
-        body = {"block_types": {"name": {"like_": _ESCAPED}}, "limit": 1}
-        return bool(
-            self._list(await self._post(path("block_types", "filter"), operation, body, patience), operation)
-        )
+        body = {"block_types": {"name": {"like_": pattern}}}
+        answer = await self._post(path("block_types", "filter"), operation, body, patience)
+        found = self._list(answer, operation)
+        return any(isinstance(one, dict) and one.get("name") == _BLOCK_TYPE for one in found)
 
     async def read_server_version(self, **patience: Unpack[Patience]) -> str | None:
         """The server's release, such as "3.8.8"; None where it does not say (Cloud)."""

@@ -127,7 +127,9 @@ class LateMarking:
         """A run of our pool was marked as Late just now; None: it may have been."""
         if flow_run_id is None:
             return
-        self._rounds = heard(self._rounds, now=self._monotonic())
+        before, self._rounds = self._rounds, heard(self._rounds, now=self._monotonic())
+        if self.harmless and not before.harmless:
+            self._log.debug("late_marking.harmless")
 
     @property
     def goes_on(self) -> bool:
@@ -139,7 +141,7 @@ class LateMarking:
         """Whether the server is known to have many writers."""
         return self._rounds.harmless
 
-    def rule_out(self) -> None:
+    def rule_out_harm(self) -> None:
         """The server is known to have many writers."""
         self._rounds = replace(self._rounds, harmless=True)
 

@@ -28,7 +28,7 @@ SHORTEST_INTERVAL = 0.1
 PAUSES_AFTER_HINT = (0.15, 0.5)
 # Before the first question, in seconds, so that it does not meet that commit: on SQLite, the two writes would wait for each
 # other. What is read ahead meanwhile takes longer on a slow server, and is waited for.
-PAUSE_BEFORE_QUESTION = 0.04
+PAUSE_BEFORE_QUESTION = 0.02
 # The scheduler makes the runs of a changed deployment in its next round: every 5 s.
 SCHEDULER_ROUND = 6.0
 # Waiting is not exact; a moment later is surely not too early.

@@ -26,6 +26,8 @@ LONGEST_AHEAD = 1.0
 MOST_AHEAD = 8
 # How old the question for one run may be when another run needs the same, in seconds.
 LONGEST_SHARED = 2.0
+# How many flows are remembered; the oldest is read again.
+MOST_FLOWS = 1_000
 
 
 class DeploymentGone(Exception):
@@ -174,9 +176,12 @@ class Readings:
         flow_id = flow_run.flow_id
         if flow_id is None:
             return None
-        if flow_id not in self._flows:
-            try:
-                self._flows[flow_id] = await self._client.read_flow(flow_id)
-            except NotFound:
-                return None
-        return self._flows[flow_id]
+        if (known := self._flows.get(flow_id)) is not None:
+            return known
+        try:
+            flow = self._flows[flow_id] = await self._client.read_flow(flow_id)
+        except NotFound:
+            return None
+        if len(self._flows) > MOST_FLOWS:
+            del self._flows[next(iter(self._flows))]
+        return flow

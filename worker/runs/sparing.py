@@ -1,6 +1,6 @@
 """When a server is to be left alone, for whatever reason.
 
-Owns the three judgements about one server being one answer. Does not own the judgements (`late_marking`, `arrivals`,
+Owns the three judgements about one server being one answer, and finding out whether it needs any. Does not own the judgements (`late_marking`, `arrivals`,
 `tidying`), and what is held back meanwhile (`poller`, `serving`, `outbox`).
 """
 
@@ -20,6 +20,8 @@ from worker.runs.tidying import Tidying
 
 COUNT_LIMIT = 1.0
 COLLECT_LIMIT = 3.0
+LEARN_TRIES = 3
+LEARN_LIMIT = 20.0
 
 
 class Sparing:
@@ -32,6 +34,7 @@ class Sparing:
         self, *, client: PrefectClient, in_flight: InFlight, cloud: bool, monotonic: Callable[[], float]
     ) -> None:
         self._client = client
+        self._monotonic = monotonic
         self._cloud = cloud
         self.marking = LateMarking(count=partial(_count_unmarked, client, monotonic), monotonic=monotonic)
         self._tidying = Tidying(
@@ -48,14 +51,18 @@ class Sparing:
         """Find out whether the server has a database that needs no sparing; as long as that is not known, it does."""
         if self._cloud:
             return
+        deadline = self._monotonic() + LEARN_LIMIT
         try:
-            many_writers = await self._client.has_many_writers()
+            many_writers = await self._client.has_many_writers(max_tries=LEARN_TRIES, deadline=deadline)
         except ApiError as error:
             self._log.debug("server.database_unknown", reason=str(error))
             return
+        if many_writers is None:
+            self._log.debug("server.database_unknown", reason="it has not the block type that it is told by")
+            return
         self._log.debug("server.database_known", many_writers=many_writers)
         if many_writers:
-            self.marking.rule_out()
+            self.marking.rule_out_harm()
 
     @property
     def tidying(self) -> Tidying | None:
@@ -64,7 +71,7 @@ class Sparing:
 
     @property
     def needless(self) -> bool:
-        """Whether the server is known to have many writers."""
+        """Whether it is Prefect Cloud, or a server that is known to have many writers."""
         return self._cloud or self.marking.harmless
 
     def made(self, flow_run_id: UUID | None) -> None:

@@ -108,7 +108,9 @@ class Warmth:
             self._engine = sys.modules[ENGINE]
             # Frozen, as it is before each fork; and while nothing of the user's could hear of the rehearsal.
             gc.collect()
-            self._gaps = [fill_gaps()]
+            # The cycle: freeing them, at each process's end, would write to all the pages that are to stay shared.
+            self._gaps: list[object] = [fill_gaps()]
+            self._gaps.append(self._gaps)
             gc.freeze()
             self._pages = written_by(self._begin_on_nothing)
             self._own_reads = EnvironmentReads(again=())

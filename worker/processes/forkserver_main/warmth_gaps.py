@@ -4,8 +4,8 @@ An allocator puts what is new where something old was freed, anywhere among what
 writes to a shared page, which the kernel then copies for the sake of a few bytes; with two megabytes of gaps these are
 hundreds of pages. Without gaps it is put on new pages, one thing beside the other.
 
-Owns: finding out where Python's allocator of small objects and the C library's have gaps, and filling them. What they do
-not tell is left as it is: it costs memory, and nothing else.
+Owns: finding out where Python's allocator of small objects and the C library's have gaps, and filling them. What cannot be
+filled is left as it is: it costs memory, and nothing else.
 
 Runs in the interpreter of the flows; the standard library only.
 """
@@ -16,7 +16,6 @@ import ctypes
 import os
 import re
 import sys
-import tempfile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 # in use and its blocks available in these pools.
 _CLASS = re.compile(r"^ +\d+ +(\d+) +\d+ +\d+ +(\d+)$", re.MULTILINE)
 _FORMAT = "class   size   num pools   blocks in use  avail blocks"
-# What one is asked for by: no kind of object is as small as the first block, and no text of bytes as small as the second.
+# What is put into the smallest blocks; text of bytes is larger.
 _OBJECT = 16
 _INTEGER = 32
 # The C library is asked for its largest gaps first. Below a certain size they are many, and small together.
@@ -36,22 +35,33 @@ _STEP = 16
 _MOST = 50_000
 
 
-def fill_gaps() -> object:
-    """Fill what gaps there are. What is returned has to be kept: with it the gaps are there again."""
-    _fill_heap()
-    return list(_fill_pools(_available()))
+def fill_gaps() -> list[object]:
+    """Fill what gaps there are. What is returned has to be kept: without it the gaps are there again.
+
+    What keeps them from being filled is said on standard error.
+    """
+    try:
+        _fill_heap()
+        before = _available()
+        kept = list(_fill_pools(before))
+        # An allocator that looks for mistakes puts bytes of its own around each block, and so has put these elsewhere.
+        return kept if sum(_available().values()) < sum(before.values()) / 2 else []
+    except (OSError, ValueError, MemoryError) as error:
+        os.write(2, f"gaps in memory are not filled: {type(error).__name__}: {error}\n".encode())
+        return []
 
 
 def _available() -> dict[int, int]:
     """How many more blocks there are in the pools of each size, in bytes; empty when this Python does not tell.
 
-    It prints that on standard error, and nowhere else.
+    It prints that on standard error, and nowhere else. Raises OSError.
     """
     tell = getattr(sys, "_debugmallocstats", None)
-    if tell is None:
+    if tell is None or not hasattr(os, "memfd_create"):
         return {}
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as told:
+    # Not a temporary file: looking for the directory of these is remembered, and a module that is imported afterwards
+    # would not read TMPDIR where it can be seen to.
+    with open(os.memfd_create("gaps"), "rb") as told:
         stderr = os.dup(2)
         try:
             os.dup2(told.fileno(), 2)
