@@ -26,7 +26,7 @@ who would rather do without. Cancelling the caller ends any wait at once.
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import anyio
 import httpx
@@ -227,8 +227,10 @@ class PrefectClient(RunEndpoints, DefinitionEndpoints, RecordEndpoints):
         operation = "find out about the server's database"
         body = {"block_types": {"name": {"like_": pattern}}}
         answer = await self._post(path("block_types", "filter"), operation, body, patience)
-        found = self._list(answer, operation)
-        return any(isinstance(one, dict) and one.get("name") == _BLOCK_TYPE for one in found)
+        found = [
+            cast("dict[str, Any]", one) for one in self._list(answer, operation) if isinstance(one, dict)
+        ]
+        return any(one.get("name") == _BLOCK_TYPE for one in found)
 
     async def read_server_version(self, **patience: Unpack[Patience]) -> str | None:
         """The server's release, such as "3.8.8"; None where it does not say (Cloud)."""
