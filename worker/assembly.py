@@ -230,6 +230,10 @@ def assemble(
         sparing.arrivals.ended(heard.flow_run_id)
         cancellations.hint_end(heard.flow_run_id)
 
+    def deployment_changed(_: Heard) -> None:
+        readings.forget()
+        poller.expect_scheduler()
+
     def claimable(heard: Heard) -> None:
         poller.hint(heard.flow_run_id)
         if heard.flow_run_id and heard.deployment_id and poller.would_start:
@@ -245,7 +249,7 @@ def assemble(
             **dict.fromkeys(FLOW_RUN_ENDED, ended),
             **dict.fromkeys(FLOW_RUN_CLAIMABLE, claimable),
             FLOW_RUN_SCHEDULED: scheduled,
-            **dict.fromkeys(DEPLOYMENT_CHANGED, lambda _: poller.expect_scheduler()),
+            **dict.fromkeys(DEPLOYMENT_CHANGED, deployment_changed),
         },
         random=random.random,
     )

@@ -403,7 +403,7 @@ def test_nobody_in_the_process_table() -> None:
 
 async def test_a_marker_is_matched_whole(launches: Launches) -> None:
     handle = launches("sleep", "600", env={"MARK": "value"})
-    assert carries(handle.pid, Marker("MARK", "value"))
+    await wait_until(lambda: carries(handle.pid, Marker("MARK", "value")), description="its exec")
     assert process_table_psutil.carries(handle.pid, Marker("MARK", "value"))
     assert not process_table_psutil.carries(handle.pid, Marker("MARK", "valu"))
     assert not carries(handle.pid, Marker("MARK", "valu"))

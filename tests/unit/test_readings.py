@@ -17,6 +17,7 @@ from worker.runs.readings import (
     MOST_AHEAD,
     MOST_FLOWS,
     DeploymentGone,
+    Reading,
     Readings,
 )
 
@@ -304,6 +305,22 @@ async def test_a_run_that_is_given_up_while_it_is_read_for_leaves_the_others_to_
         await anyio.lowlevel.checkpoint()
         first.cancel()
         assert (await readings.of(a_run())).pool.name == "p"
+
+
+async def test_what_was_read_before_a_deployment_was_changed_does_not_count() -> None:
+    bench = Bench()
+    first, second = a_run(), a_run()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        await readings.read_ahead(first.id, DEPLOYMENT)
+        readings.forget()
+        assert name_of(await readings.of(first)) == "read 2"
+        readings.forget()
+        assert name_of(await readings.of(second)) == "read 3"
+
+
+def name_of(reading: Reading) -> str | None:
+    return reading.deployment and reading.deployment.name
 
 
 async def test_deployments_are_not_taken_for_each_other() -> None:

@@ -123,6 +123,10 @@ class Readings:
         """The server has just listed runs: what is read for them from now on is younger than all of these."""
         self._shared = {}
 
+    def forget(self) -> None:
+        """A deployment has been changed: what was read before counts for no run that is claimed from now on."""
+        self._ahead, self._shared = {}, {}
+
     async def of(self, flow_run: FlowRun) -> Reading:
         """What belongs to this run, now or a moment ago. Raises DeploymentGone, and ApiError."""
         ahead = self._ahead.pop(flow_run.id, None)
