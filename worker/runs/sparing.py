@@ -1,7 +1,7 @@
 """When a server is to be left alone, for whatever reason.
 
-Owns the three judgements about one server being one answer, and finding out whether it needs any. Does not own the judgements (`late_marking`, `arrivals`,
-`tidying`), and what is held back meanwhile (`poller`, `serving`, `outbox`).
+Owns the three judgements about one server being one answer, and finding out whether it needs any. Does not own the
+judgements (`late_marking`, `arrivals`, `tidying`), and what is held back meanwhile (`poller`, `serving`, `outbox`).
 """
 
 from collections.abc import Callable
