@@ -122,6 +122,7 @@ def assemble(
         interval=settings.logging.to_api_batch_interval,
         calm=lambda: poller.ended or (poller.idle and not len(in_flight)),
         hold=sparing.pause,
+        many_writers=lambda: sparing.needless,
     )
     events = WorkerEvents(outbox=outbox, worker_name=options.name, version=__version__)
     gate = ClaimGate(

@@ -84,6 +84,29 @@ async def test_labels_wait_until_nothing_is_in_flight_or_their_run_goes_on() -> 
         assert len(sent()) == 4, "not for ever"
 
 
+async def test_labels_wait_for_half_a_minute_on_a_server_with_many_writers() -> None:
+    server = CannedServer()
+    server.on("PATCH", f"/flow_runs/{RUN_ID}/labels", None, status=204)
+    clock = 0.0
+
+    async with server.client() as client:
+        box = Outbox(
+            client=client,
+            now=lambda: NOW,
+            redact=str,
+            calm=lambda: False,
+            many_writers=lambda: True,
+            monotonic=lambda: clock,
+        )
+        box.label(RUN_ID, {"a": "1"})
+        clock = 29.0
+        await box.flush_once()
+        assert not server.received
+        clock = 30.0
+        await box.flush_once()
+        assert len(server.received) == 1
+
+
 async def test_nothing_is_sent_while_the_server_is_left_alone_but_for_the_last_time() -> None:
     server = CannedServer()
     server.on("POST", "/logs/", None, status=201)

@@ -319,6 +319,22 @@ async def test_what_was_read_before_a_deployment_was_changed_does_not_count() ->
         assert name_of(await readings.of(second)) == "read 3"
 
 
+async def test_what_is_being_read_when_a_deployment_is_changed_does_not_count() -> None:
+    bench, run, names = Bench(), a_run(), list[str | None]()
+
+    async def prepare(readings: Readings) -> None:
+        names.append(name_of(await readings.of(run)))
+
+    async with bench.server.client() as client, anyio.create_task_group() as tasks:
+        readings = bench.readings(client)
+        tasks.start_soon(readings.read_ahead, run.id, DEPLOYMENT)
+        await anyio.lowlevel.checkpoint()
+        tasks.start_soon(prepare, readings)
+        await anyio.lowlevel.checkpoint()
+        readings.forget()
+    assert (names, bench.reads) == (["read 2"], 2)
+
+
 def name_of(reading: Reading) -> str | None:
     return reading.deployment and reading.deployment.name
 

@@ -6,7 +6,8 @@ up a run: records wait in a bounded queue and go out in batches, and when the se
 are dropped with a warning. Flow output is not sent (the flow's own logger does that).
 
 Labels wait longest: a server on SQLite reads before it writes them and refuses every second one while runs begin and
-end, at the risk of standing still (docs/performance.md). They go out when nothing is in flight, or when the run goes on.
+end, at the risk of standing still (docs/performance.md). They go out when nothing is in flight, or when the run goes on;
+on a server with many writers they only make room for what is more urgent.
 """
 
 from collections import deque
@@ -29,6 +30,7 @@ _QUEUE_LIMIT = 10_000
 _BATCH = 200
 # How long labels wait for a time when there is nothing else to do, and how long everything waits for the server, in seconds.
 _LABELS_PATIENCE = 300.0
+_LABELS_PATIENCE_MANY_WRITERS = 30.0
 _HELD_INTERVAL = 0.5
 # Prefect's own PREFECT_LOGGING_TO_API_BATCH_SIZE (PROTOCOL 2.9).
 _BATCH_BYTES = 4_000_000
@@ -71,7 +73,8 @@ class Outbox:
     `flush_once` is the step the daemon's loop repeats every `interval` seconds; `max_message` is the most bytes
     one record may have (PROTOCOL 2.9), `enabled` the user's PREFECT_LOGGING_TO_API_ENABLED. `redact` masks
     secrets: what is in a run's log on the server is there for everybody. `calm`: nothing is in flight or waits to be. `hold`: for how
-    many seconds the server had better be left alone. `monotonic` is a clock in seconds.
+    many seconds the server had better be left alone. `many_writers`: its database is known to have them. `monotonic` is a
+    clock in seconds.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Outbox:
         interval: float = 2.0,
         calm: Callable[[], bool] = lambda: True,
         hold: Callable[[], float] = lambda: 0.0,
+        many_writers: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._client = client
@@ -97,6 +101,7 @@ class Outbox:
         self._events: deque[WorkerEvent] = deque()
         self._calm = calm
         self._hold = hold
+        self._many_writers = many_writers
         self._monotonic = monotonic
         self._labels: deque[_Label] = deque()
         self._urgent_labels: deque[_Label] = deque()
@@ -188,7 +193,8 @@ class Outbox:
                 self._log.warning("outbox.dropped", what=what, count=count, reason=reason)
 
     def _time_for(self, label: "_Label") -> bool:
-        return self._calm() or self._monotonic() - label.since >= _LABELS_PATIENCE
+        patience = _LABELS_PATIENCE_MANY_WRITERS if self._many_writers() else _LABELS_PATIENCE
+        return self._calm() or self._monotonic() - label.since >= patience
 
     def _next_batch(self) -> list[LogRecord]:
         """The oldest records, as many as one call should carry: at least one."""

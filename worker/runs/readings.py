@@ -58,9 +58,10 @@ class PoolSource(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Known:
-    """What is being read, since when, and what came of it."""
+    """What is being read, since when, after how many changes of deployments, and what came of it."""
 
     since: float
+    changes: int
     deployment: Deployment | None = None
     pool: WorkPool | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
@@ -83,6 +84,7 @@ class Readings:
         self._ahead: dict[UUID, _Known] = {}
         # By deployment: what was read for runs of the latest answer.
         self._shared: dict[UUID, _Known] = {}
+        self._changes = 0
         self._log = structlog.get_logger()
 
     @property
@@ -100,7 +102,7 @@ class Readings:
         # Told again, it is another time that it may be started: what was read for the one before counts no more.
         if self._ahead.pop(flow_run_id, None) is None and len(self._ahead) >= MOST_AHEAD:
             return
-        known = self._ahead[flow_run_id] = _Known(since=now)
+        known = self._ahead[flow_run_id] = _Known(now, self._changes)
         deployment = partial(self._client.read_deployment, deployment_id, max_tries=1)
         try:
             with anyio.move_on_after(LONGEST_AHEAD):
@@ -125,6 +127,7 @@ class Readings:
 
     def forget(self) -> None:
         """A deployment has been changed: what was read before counts for no run that is claimed from now on."""
+        self._changes += 1
         self._ahead, self._shared = {}, {}
 
     async def of(self, flow_run: FlowRun) -> Reading:
@@ -140,7 +143,7 @@ class Readings:
                 return reading
             if self._shared.get(flow_run.deployment_id) is shared:
                 break
-        shared = self._shared[flow_run.deployment_id] = _Known(since=self._monotonic())
+        shared = self._shared[flow_run.deployment_id] = _Known(self._monotonic(), self._changes)
         try:
             reading = await self._read(flow_run)
             shared.deployment, shared.pool = reading.deployment, reading.pool
@@ -159,9 +162,9 @@ class Readings:
         )
 
     async def _reuse(self, known: _Known, flow_run: FlowRun, longest: float = float("inf")) -> Reading | None:
-        """The run's reading from what is known; None when that failed, is older by then, or another deployment's."""
+        """The run's reading from what is known; None when that failed, is too old by then, or another deployment's."""
         await known.done.wait()
-        fresh = self._monotonic() - known.since <= longest
+        fresh = self._monotonic() - known.since <= longest and known.changes == self._changes
         its_own = known.deployment is not None and known.deployment.id == flow_run.deployment_id
         if not (fresh and its_own and known.pool is not None):
             return None
