@@ -53,6 +53,7 @@ from worker.runs.readying import Readying
 from worker.runs.recovery import Recovery
 from worker.runs.services import Services
 from worker.runs.serving import Serving
+from worker.runs.shortcut import Shortcut
 from worker.runs.sparing import Sparing
 from worker.runs.start_method import Starter, StartMethod, forkserver_environment, why_never_warm
 from worker.runs.starts import Starts
@@ -215,6 +216,12 @@ def assemble(
         run_once=options.run_once,
         sleep=anyio.sleep,
         settled=readings.settled,
+        shortcut=Shortcut(
+            questions=questions,
+            work_queues=options.work_queues,
+            pool_of=readings.pool_ahead,
+            settled=readings.settled,
+        ),
     )
     cancellations = Cancellations(
         client=client,
@@ -236,7 +243,7 @@ def assemble(
         poller.expect_scheduler()
 
     def claimable(heard: Heard) -> None:
-        poller.hint(heard.flow_run_id)
+        poller.hint(heard.flow_run_id, heard.work_queue_id)
         if heard.flow_run_id and heard.deployment_id and poller.would_start:
             attending.start_soon(readings.read_ahead, heard.flow_run_id, heard.deployment_id)
 

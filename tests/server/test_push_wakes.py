@@ -42,6 +42,55 @@ def test_a_run_made_by_hand_is_heard_of(module_project: Project, listener: Worke
     assert "prefect.flow-run.Scheduled" in [one["name"] for one in listener.events("push.event")]
 
 
+def unasked(worker: Worker) -> int:
+    """How many runs were started without a question for runs."""
+    return sum(one["started"] for one in worker.events("poll.done", asked=False))
+
+
+def test_one_run_at_a_time_is_claimed_without_asking_for_runs(
+    module_project: Project, listener: Worker
+) -> None:
+    """A poll that is due may find it first, but not again and again."""
+    before = unasked(listener)
+    for _ in range(6):
+        run_id = module_project.run()
+        module_project.seen(run_id)
+        listener.wait_for_event("flow_run.reported", flow_run_id=run_id)
+        if unasked(listener) > before:
+            break
+    assert unasked(listener) > before
+
+
+def test_where_a_queue_or_the_pool_holds_runs_back_the_server_is_asked(
+    api: PrefectApi, project: Project, daemon: StartWorker
+) -> None:
+    api.create_queue(project.pool, "narrow", concurrency_limit=1)
+    api.create_queue(project.pool, "paused", is_paused=True)
+    worker = daemon(pool=project.pool, env=RARELY)
+    worker.wait_for_event("push.connected")
+
+    def reason(run_id: str) -> str:
+        return worker.wait_for_event("poll.must_ask", flow_run_id=run_id)["reason"]
+
+    def ends(run_id: str) -> None:
+        project.seen(run_id)
+        worker.wait_for_event("flow_run.reported", flow_run_id=run_id)
+
+    wait_for(lambda: worker.events("poll.done", found=0), timeout=60, description="the first polls are over")
+    narrow = project.run(work_queue_name="narrow")
+    ends(narrow)
+    assert reason(narrow) == "its pool or its queue has a limit"
+    paused = project.run(work_queue_name="paused")
+    assert reason(paused) == "its pool or its queue is paused"
+    api.update_queue(project.pool, "paused", is_paused=False)
+    ends(paused)
+    api.update_pool(project.pool, concurrency_limit=1)
+    limited = project.run()
+    ends(limited)
+    assert reason(limited) == "its pool or its queue has a limit"
+    assert not unasked(worker)
+
+
 def test_a_run_that_is_retried_by_hand_is_heard_of(
     api: PrefectApi, module_project: Project, listener: Worker
 ) -> None:

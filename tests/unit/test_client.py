@@ -180,7 +180,7 @@ async def test_queues_by_name_and_all_of_them() -> None:
     where = "POST /work_pools/p/queues/filter"
     routes: dict[str, Route] = {
         where: queues,
-        "GET /work_pools/p/queues/q%2F1": ok({"id": str(ID), "name": "q/1"}),
+        f"GET /work_queues/{ID}": ok({"id": str(ID), "name": "q/1"}),
     }
     async with talking_to(routes) as (client, server):
         (queue,) = await client.filter_work_queues("p", {"q", "a"})
@@ -188,7 +188,7 @@ async def test_queues_by_name_and_all_of_them() -> None:
         assert server.asked[0][1] == {"work_queues": {"name": {"any_": ["a", "q"]}}, "offset": 0}
         await client.filter_work_queues("p")
         assert server.asked[-1][1] == {"offset": 1}
-        assert (await client.read_work_queue("p", "q/1")).name == "q/1"
+        assert (await client.read_work_queue(ID)).name == "q/1"
 
 
 # finding runs

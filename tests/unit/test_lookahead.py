@@ -176,6 +176,19 @@ def test_as_many_runs_as_hints_answer_them() -> None:
     assert planned.delay(now=NOW) == pytest.approx(10)
 
 
+def test_a_hint_that_is_answered_without_a_question_leaves_those_that_were_not() -> None:
+    planned = agenda(Clock())
+    planned.hint()
+    planned.answered()
+    assert planned.delay(now=NOW) == pytest.approx(10)
+    assert planned.hint(), "the next one rings"
+    planned.begin(now=NOW)
+    planned.found(0)
+    planned.hint()
+    planned.answered()
+    assert planned.delay(now=NOW) == PAUSES_AFTER_HINT[0], "what was not found is asked about again"
+
+
 def test_a_hint_during_a_question_has_it_put_again() -> None:
     planned = agenda(Clock())
     planned.hint()

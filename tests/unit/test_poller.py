@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.support.canned import CannedServer
 from tests.support.wait import wait_until
-from worker.api.models import FlowRun
+from worker.api.models import FlowRun, WorkPool
 from worker.runs.arrivals import CALM_EACH, Arrivals
 from worker.runs.execution import Execution
 from worker.runs.in_flight import InFlight
@@ -27,6 +27,7 @@ from worker.runs.lookahead import (
 from worker.runs.poller import SPARE, Poller
 from worker.runs.questions import Questions
 from worker.runs.serving import LONGEST_AGE, Serving
+from worker.runs.shortcut import Shortcut
 from worker.runs.starts import Starts
 from worker.runs.tidying import FAILURES, LONGEST_QUIET, Tidying
 from worker.runs.tidying import MANY as BACKLOG
@@ -35,6 +36,7 @@ from worker.runs.wake import Wake
 pytestmark = pytest.mark.anyio
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+POOL, QUEUE = UUID(int=1001), UUID(int=1002)
 PATH = "/work_pools/p/get_scheduled_flow_runs"
 FILTER = "/flow_runs/filter"
 
@@ -138,6 +140,7 @@ class Bench:
         self.answers: list[int] = []
         self.while_sleeping: Callable[[], None] = lambda: None
         self.while_settling: Callable[[], None] = lambda: None
+        self.pool = WorkPool.read({"id": str(POOL), "name": "p"})
         self.withheld: str | None = None
         self.unmarked = 0
         self.collected: list[int] = []
@@ -194,6 +197,7 @@ class Bench:
             lambda body: (200, [{"flow_run": one} for one in self._waiting[: body.get("limit", shown)]]),
         )
         self.server.on_call("POST", FILTER, due)
+        self.server.on("GET", f"/work_queues/{QUEUE}", {"id": str(QUEUE), "name": "default"})
         for one in waiting:
             self.server.on("GET", f"/flow_runs/{one['id']}", one)
 
@@ -257,6 +261,12 @@ class Bench:
                 run_once=self._run_once,
                 sleep=self._sleep,
                 settled=self._settled,
+                shortcut=Shortcut(
+                    questions=questions,
+                    work_queues=self._queues,
+                    pool_of=lambda _: self.pool,
+                    settled=self._settled,
+                ),
             )
 
     async def _count(self, _due_by: datetime) -> int:
@@ -850,6 +860,112 @@ async def test_after_a_hint_the_question_waits_until_what_it_tells_of_is_committ
         poller.hint(UUID(int=1))
         await poller.poll_once()
     assert bench.slept == [PAUSE_BEFORE_QUESTION]
+
+
+def alone(number: int, **fields: Any) -> dict[str, Any]:
+    """A run that can be found by reading it."""
+    return run(id=str(UUID(int=number)), work_pool_id=str(POOL), work_queue_id=str(QUEUE), **fields)
+
+
+async def test_one_run_after_the_other_is_started_without_a_question() -> None:
+    bench = Bench()
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        for number in (1, 2, 3):
+            bench.serve([alone(number)])
+            poller.hint(UUID(int=number), QUEUE)
+            assert await bench.freed.wait(timeout=0)
+            assert await poller.poll_once() == pytest.approx(13.0)
+    assert bench.numbers == [1, 2, 3]
+    assert len(bench.questions()) == 1, "the first one"
+    assert bench.slept == []
+
+
+async def test_two_runs_are_asked_about_and_so_is_one_when_others_wait() -> None:
+    bench = Bench(limit=3)
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(number) for number in (1, 2, 3, 4)])
+        poller.hint(UUID(int=1), QUEUE)
+        poller.hint(UUID(int=2), QUEUE)
+        await poller.poll_once()
+        assert (bench.numbers, len(bench.questions())) == ([1, 2, 3], 2)
+        for execution in bench.executions:
+            execution.end()
+        bench.serve([alone(4), alone(5)])
+        poller.hint(UUID(int=5), QUEUE)
+        await poller.poll_once()
+    assert (bench.numbers, len(bench.questions())) == ([1, 2, 3, 4, 5], 3)
+
+
+async def test_a_run_that_was_not_found_yet_is_not_forgotten_over_one_that_was() -> None:
+    bench = Bench()
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.server.on("GET", f"/flow_runs/{UUID(int=1)}", {"detail": "Flow run not found"}, status=404)
+        poller.hint(UUID(int=1), QUEUE)
+        assert await poller.poll_once() == pytest.approx(0.15), "it is not there yet"
+        bench.serve([alone(2)])
+        poller.hint(UUID(int=2), QUEUE)
+        assert await poller.poll_once() == pytest.approx(0.15)
+        bench.serve([alone(1)])
+        await poller.poll_once()
+    assert bench.numbers == [2, 1]
+
+
+@pytest.mark.parametrize("judging", [{"max_late": 60.0}, {"only_latest": True}])
+async def test_where_runs_may_be_skipped_all_that_wait_are_asked_for(judging: dict[str, Any]) -> None:
+    bench = Bench(**judging)
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(1, deployment_id=str(UUID(int=7)))])
+        poller.hint(UUID(int=1), QUEUE)
+        await poller.poll_once()
+    assert (bench.numbers, len(bench.questions())) == ([1], 2)
+
+
+async def test_a_run_that_is_for_later_is_asked_about() -> None:
+    bench = Bench()
+    bench.serve([])
+    later = (NOW + timedelta(seconds=5)).isoformat()
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(1, next_scheduled_start_time=later)])
+        poller.hint(UUID(int=1), QUEUE)
+        assert await poller.poll_once() == pytest.approx(0.15)
+        assert (bench.numbers, len(bench.questions())) == ([], 1)
+        await poller.poll_once()
+    assert len(bench.questions()) == 2
+
+
+async def test_a_run_is_not_claimed_while_others_are_being_made_at_that_moment() -> None:
+    bench = Bench()
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(1)])
+        bench.arrivals.heard(UUID(int=1))
+        poller.hint(UUID(int=1), QUEUE)
+        bench.while_settling = lambda: bench.arrivals.heard(UUID(int=2))
+        assert await poller.poll_once() == pytest.approx(CALM_EACH)
+    assert (bench.numbers, len(bench.questions())) == ([], 1)
+
+
+async def test_while_nothing_may_be_claimed_a_run_is_not_looked_at() -> None:
+    bench = Bench()
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(1)])
+        bench.withheld = "the disk is full"
+        poller.hint(UUID(int=1), QUEUE)
+        await poller.poll_once()
+    assert bench.numbers == []
+    assert not [path for _, path, _ in bench.server.received if path.startswith("/flow_runs/")]
 
 
 async def test_the_poller_is_idle_when_nothing_waits_to_be_claimed() -> None:

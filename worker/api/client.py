@@ -27,6 +27,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
+from uuid import UUID
 
 import anyio
 import httpx
@@ -180,12 +181,12 @@ class PrefectClient(RunEndpoints, DefinitionEndpoints, RecordEndpoints):
         except NotFound:
             return
 
-    async def read_work_queue(self, pool: str, name: str, **patience: Unpack[Patience]) -> WorkQueue:
-        """One queue of a pool; `NotFound` if there is none."""
-        operation = f"read work queue {name!r} of work pool {pool!r}"
+    async def read_work_queue(self, work_queue_id: UUID, **patience: Unpack[Patience]) -> WorkQueue:
+        """One queue, of whatever pool; `NotFound` if there is none."""
+        operation = f"read work queue {work_queue_id}"
         return self._read(
             WorkQueue,
-            await self._get(path("work_pools", pool, "queues", name), operation, patience),
+            await self._get(path("work_queues", str(work_queue_id)), operation, patience),
             operation,
         )
 

@@ -3,7 +3,7 @@
 A run passes through these modules, each step handing a frozen value to the next:
 
     work_pool      the pool is found or created, kept ready, and read afresh (readings: with a run's deployment)
-    poller         asks for due runs, as many as there are free slots
+    poller         asks for due runs, as many as there are free slots (shortcut: or reads the one it has heard of)
     serving        starts or skips the runs of an answer, in the server's order, while it is fresh
     execution      one attempt of one run, from claim to report; reads as the list of steps below
       claims         Scheduled -> Pending, won once among all workers

@@ -201,6 +201,11 @@ class Agenda:
         if not self._hints:
             self.rest()
 
+    def answered(self) -> None:
+        """A hint has been answered without a question; one that was not answered by the last question still wants another."""
+        self._hints = max(0, self._hints - 1)
+        self._looks = 1 if self._hints else None
+
     def rest(self) -> None:
         """Nothing more is to be learnt from asking after the hints so far."""
         if self._looks:

@@ -15,6 +15,7 @@ from worker.runs.in_flight import InFlight
 from worker.runs.lookahead import PAUSE_BEFORE_QUESTION, Agenda, Leads, later
 from worker.runs.questions import Questions
 from worker.runs.serving import Served, Serving
+from worker.runs.shortcut import Shortcut
 from worker.runs.wake import Wake
 
 # How many more runs are asked for than there is room for: some claims are lost to other workers. A server refuses a
@@ -32,7 +33,7 @@ class Poller:
     all that is found. `wake` is for the loop that calls `poll_once`: rung when the next question cannot wait.
     `may_claim` is asked before each question: None, or why nothing is to be claimed now. `pause`: for how many seconds
     the server is to be left alone. `settled` waits for what is being asked about runs that were heard of: a server that
-    is slow to answer that may be making more of them.
+    is slow to answer that may be making more of them. `shortcut` finds a run without the question.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Poller:
         run_once: bool = False,
         sleep: Callable[[float], Awaitable[None]],
         settled: Callable[[], Awaitable[None]],
+        shortcut: Shortcut,
     ) -> None:
         self._questions = questions
         self._serving = serving
@@ -63,15 +65,17 @@ class Poller:
         self._run_once = run_once
         self._sleep = sleep
         self._settled = settled
+        self._shortcut = shortcut
         self._log = structlog.get_logger()
         # Whether the question was due by the interval.
         self._looked = True
         self._idle = False
         self._ended = False
 
-    def hint(self, _flow_run_id: UUID | None = None) -> None:
+    def hint(self, flow_run_id: UUID | None = None, work_queue_id: UUID | None = None) -> None:
         """Somebody heard that a run of our pool may have become claimable, or may have missed hearing it."""
         self._idle = False
+        self._shortcut.heard(flow_run_id, work_queue_id)
         if self._agenda.hint():
             self._wake.set()
 
@@ -119,6 +123,9 @@ class Poller:
         if withheld is None and await self._start_rest():
             return self._pause() or self._agenda.delay(now=self._now())
         if self._agenda.hinted:
+            found = await self._find_heard() if withheld is None else None
+            if found is not None:
+                return self._pause() or await self._serve_heard(found)
             await self._sleep(PAUSE_BEFORE_QUESTION)
             await self._settled()
             if not self._run_once and (pause := self._pause()):
@@ -129,8 +136,10 @@ class Poller:
             return self._agenda.delay(now=self._now())
         self._in_flight.want(wanted=False)
         self._looked = self._agenda.look_is_due
+        self._shortcut.asked()
         answer, limit = await self._ask_for_startable()
         served = await self._serve(answer)
+        self._shortcut.answered(clear=_all_begun(answer, limit, served))
         cut_short = served.cut_off or served.skipped or served.left
         if not cut_short and limit is not None and len(answer) >= limit and self._in_flight.room:
             # Nearly nothing of it could be claimed; there may be more behind it.
@@ -140,6 +149,24 @@ class Poller:
         if served.cut_off or served.skipped:
             return 0.0
         return self._pause() or self._agenda.delay(now=self._now())
+
+    async def _find_heard(self) -> FlowRun | None:
+        """A run that can be claimed without the question, which is not owed for another reason."""
+        if self._serving.judges or self._run_once or self._agenda.look_is_due or self._in_flight.room == 0:
+            return None
+        return await self._shortcut.find()
+
+    async def _serve_heard(self, flow_run: FlowRun) -> float:
+        """Start the one run that there is; returns the seconds until the next question."""
+        self._in_flight.want(wanted=False)
+        self._shortcut.taken()
+        self._agenda.answered()
+        served = await self._serving.serve([flow_run], looked=False, asked=False)
+        self._idle = False
+        if not served.started:
+            # Whatever it is, the server's answer tells.
+            self.hint()
+        return self._agenda.delay(now=self._now())
 
     async def _start_rest(self) -> bool:
         """Start runs of the last answer that there was no room for; True when there is no room again.
@@ -197,3 +224,9 @@ class Poller:
         self._agenda.found(served.started)
         self._idle = served.idle
         return served
+
+
+def _all_begun(answer: Sequence[FlowRun], limit: int | None, served: Served) -> bool:
+    """Whether no run is left that could have been claimed by this answer, or may lie behind it."""
+    complete = limit is None or len(answer) < limit
+    return complete and served.started + len(served.ahead) >= len(answer)

@@ -6,12 +6,15 @@ ask (`poller`), and what becomes of the runs (`serving`).
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
+from uuid import UUID
 
 import structlog
 
 from worker.api.client import PrefectClient
 from worker.api.errors import ApiError, NotFound
-from worker.api.models import FlowRun, StateType
+from worker.api.models import FlowRun, StateType, WorkQueue
+from worker.runs.together import together
 
 # An answer whose question was put longer ago than this does not say that a run is still to be run: another worker may
 # have run it meanwhile, from beginning to end, and the server lets even a finished run be claimed (PROTOCOL 2.6).
@@ -21,7 +24,7 @@ FRESH = timedelta(seconds=0.15)
 class Questions:
     """Asks for the scheduled runs of a pool, or of some of its queues; one for the daemon's life.
 
-    `answered` is told when runs have been listed: they were there before whatever is read from then on.
+    `answered` is told when runs have been listed, or one was read: they were there before whatever is read from then on.
     """
 
     def __init__(
@@ -70,6 +73,21 @@ class Questions:
         self.last_answered = self._now()
         self._answered()
         return runs
+
+    async def look_at(self, flow_run_id: UUID, work_queue_id: UUID) -> tuple[FlowRun, WorkQueue] | None:
+        """One run and one queue as they are now; None when they cannot be read, or not any more, or not yet."""
+        asked = self._now()
+        try:
+            found = await together(
+                partial(self._client.read_flow_run, flow_run_id, max_tries=1),
+                partial(self._client.read_work_queue, work_queue_id, max_tries=1),
+            )
+        except ApiError as error:
+            self._log.debug("poll.must_ask", flow_run_id=str(flow_run_id), reason=str(error))
+            return None
+        self._asked = asked
+        self._answered()
+        return found
 
     async def still_waits(self, flow_run: FlowRun) -> bool:
         """Whether the run is still as the last answer has it, which is not asked while that answer is fresh."""

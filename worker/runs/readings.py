@@ -121,6 +121,13 @@ class Readings:
         for known in tuple(self._ahead.values()):
             await known.done.wait()
 
+    def pool_ahead(self, flow_run_id: UUID) -> WorkPool | None:
+        """The pool as it was just read for this run, together with its deployment; None unless `of` would use both."""
+        known = self._ahead.get(flow_run_id)
+        if known is None or known.deployment is None or not self._fresh(known, LONGEST_AHEAD):
+            return None
+        return known.pool
+
     def answered(self) -> None:
         """The server has just listed runs: what is read for them from now on is younger than all of these."""
         self._shared = {}
@@ -154,6 +161,9 @@ class Readings:
     def _young(self, known: _Known) -> bool:
         return self._monotonic() - known.since <= LONGEST_SHARED
 
+    def _fresh(self, known: _Known, longest: float) -> bool:
+        return self._monotonic() - known.since <= longest and known.changes == self._changes
+
     async def _read(self, flow_run: FlowRun) -> Reading:
         return Reading(
             *await together(
@@ -164,9 +174,8 @@ class Readings:
     async def _reuse(self, known: _Known, flow_run: FlowRun, longest: float = float("inf")) -> Reading | None:
         """The run's reading from what is known; None when that failed, is too old by then, or another deployment's."""
         await known.done.wait()
-        fresh = self._monotonic() - known.since <= longest and known.changes == self._changes
         its_own = known.deployment is not None and known.deployment.id == flow_run.deployment_id
-        if not (fresh and its_own and known.pool is not None):
+        if not (self._fresh(known, longest) and its_own and known.pool is not None):
             return None
         return Reading(known.deployment, await self._flow(flow_run), known.pool)
 

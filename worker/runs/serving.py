@@ -108,8 +108,11 @@ class Serving:
         self._log.debug("poll.continued", started=served.started, rest=len(self._rest))
         return served
 
-    async def serve(self, runs: Sequence[FlowRun], *, looked: bool) -> Served:
-        """Skip and start what is to be, on an answer that has just come; `looked`, for the log: to a look ahead."""
+    async def serve(self, runs: Sequence[FlowRun], *, looked: bool, asked: bool = True) -> Served:
+        """Skip and start what is to be, on an answer that has just come.
+
+        `looked`, for the log: to a look ahead; `asked`: to the question for runs.
+        """
         answered = self._now()
         await self._look(runs, now=answered)
         latest, stand_in = None, True
@@ -127,6 +130,7 @@ class Serving:
         self._log.debug(
             "poll.done",
             ahead=looked,
+            asked=asked,
             found=len(runs),
             started=served.started,
             in_flight=len(self._in_flight),
