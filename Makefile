@@ -22,16 +22,19 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long test-ui screenshots check chaos bench clean
+.PHONY: help venv demo test test-thorough test-long test-ui screenshots check chaos bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## See real flow runs, job variables from every layer, on a real Prefect server (KEEP=1 leaves it up)
 	@$(BIN)/python examples/demo.py $(if $(filter-out 0 no false,$(KEEP)),--keep)
 
-test: $(STAMP) ## Run the whole test suite: unit, server, parity, faults (ARGS='...' goes to pytest)
-	$(BIN)/python -m pytest -m "not ui and not long" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(STAMP) ## Test what the product promises: unit, server, parity, faults (ARGS='...' goes to pytest)
+	$(BIN)/python -m pytest -m "not ui and not long and not thorough" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-thorough: $(STAMP) ## Test the rest that CI does: every command, service managers, hooks, interpreters, chaos
+	$(BIN)/python -m pytest -m "thorough and not long" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: $(STAMP) ## Run the tests that take minutes: outages, shortages, deaths, more parity; before a release
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -13,6 +13,8 @@ from tests.chaos import report
 from tests.chaos.__main__ import run_chaos
 from tests.chaos.plan import Options
 
+pytestmark = pytest.mark.thorough
+
 # About a minute on two idle cores; a machine ten times slower must get through, too.
 TIMEOUT = 1200
 

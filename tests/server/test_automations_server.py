@@ -28,7 +28,7 @@ from worker.runs.automations import (
     rendered_job_variables,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.thorough]
 
 # Each has text beside its expressions: then the server's parameter is text too.
 TEMPLATES = {

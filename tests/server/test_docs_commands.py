@@ -26,7 +26,7 @@ from tests.support.server import PrefectServer
 from tests.support.services import Service, spawn
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.thorough]
 
 README = list(Page(ROOT / "README.md").commands())
 MIGRATING = list(Page(ROOT / "docs/migrating.md").commands())

@@ -16,7 +16,7 @@ from tests.support.daemons import Worker
 from tests.support.project import Project
 from tests.support.server import PrefectServer, free_port
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.thorough]
 
 ROOT = Path(__file__).parent.parent.parent
 # A fork server takes seconds; where it is not what a test is about, it is left out.

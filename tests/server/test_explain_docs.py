@@ -11,6 +11,8 @@ from tests.support.api import PrefectApi
 from tests.support.project import Project
 from tests.support.server import PrefectServer
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "job-variables.md"
 BLOCK = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

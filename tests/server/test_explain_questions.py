@@ -15,6 +15,8 @@ from tests.support.project import Project
 from tests.support.server import PrefectServer, free_port
 from worker.explain.command import parse_job_variables
 
+pytestmark = pytest.mark.thorough
+
 SECRET = "open-sesame-c0de"
 ExplainHere = Callable[..., Explained]
 

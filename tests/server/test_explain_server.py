@@ -19,6 +19,8 @@ from tests.support.explaining import Explained, explain_as
 from tests.support.project import FLOWS, Project
 from worker.runs.base_job_template import DEFAULT_BASE_JOB_TEMPLATE
 
+pytestmark = pytest.mark.thorough
+
 SECRET = "open-sesame-77aa"
 MODES = ("layered", "stock")
 # Of the environment that a process starts with, what its engine takes out or its attempt alone knows.

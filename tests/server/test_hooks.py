@@ -22,7 +22,7 @@ from worker.processes.launch_problems import LaunchSpec
 from worker.processes.launcher import Launcher
 from worker.runs.hooks import HookKind, HookRunner
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.thorough]
 
 # Long enough for any helper that ends by itself, on any machine.
 PATIENCE = 240.0

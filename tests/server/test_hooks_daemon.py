@@ -12,7 +12,7 @@ from tests.support.daemons import StartWorker, Worker
 from tests.support.hooked import PATIENCE, start, told_at_the_end
 from tests.support.project import FLOWS, Project
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

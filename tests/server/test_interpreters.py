@@ -20,7 +20,7 @@ from tests.support.project import Project
 from tests.support.venvs import Venv, make_venv
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.thorough]
 
 ProjectOn = Callable[[str], Project]
 

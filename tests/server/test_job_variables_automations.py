@@ -14,6 +14,8 @@ from tests.support.daemons import Worker
 from tests.support.project import Project
 from tests.support.wait import wait_for
 
+pytestmark = pytest.mark.thorough
+
 FIRINGS = 6
 
 

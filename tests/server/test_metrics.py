@@ -15,7 +15,7 @@ from tests.support.scrapes import OPENMETRICS, Scraped
 from tests.support.server import free_port
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.thorough]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from tests.support.project import Project
 from tests.support.server import PrefectServer, free_port
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.thorough]
 
 Finished = subprocess.CompletedProcess[str]
 

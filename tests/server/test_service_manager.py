@@ -19,7 +19,7 @@ from tests.support.server import PrefectServer, free_port
 from tests.support.services import spawn
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.thorough]
 
 UNIT = Path(__file__).parents[2] / "examples/systemd/headrace@.service"
 

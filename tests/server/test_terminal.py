@@ -9,6 +9,8 @@ from tests.support.api import PrefectApi
 from tests.support.daemons import StartWorker
 from tests.support.project import Project
 
+pytestmark = pytest.mark.thorough
+
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?P<level>\w+) +(?P<event>[a-z_]+\.[a-z_]+)(?P<fields>.*)")
 ESCAPE = re.compile(r"\033\[\d+m")
 

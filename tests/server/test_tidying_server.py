@@ -17,7 +17,7 @@ from worker.api.client import PrefectClient
 from worker.runs.tidying import MANY, MOST_REQUESTS
 from worker.settings import load_settings
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.thorough]
 
 # Imported at start by the server's interpreter: a byte is written for each full collection.
 COUNTING = """

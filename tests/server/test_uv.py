@@ -12,7 +12,7 @@ from tests.support.daemons import StartWorker
 from tests.support.project import Project
 from tests.support.wait import wait_for
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.thorough]
 
 PYPROJECT = """\
 [project]
