@@ -218,9 +218,11 @@ def assemble(
         settled=readings.settled,
         shortcut=Shortcut(
             questions=questions,
-            work_queues=options.work_queues,
+            enabled=not settings.api.is_cloud,
+            pool=lambda: pool.current,
             pool_of=readings.pool_ahead,
             settled=readings.settled,
+            monotonic=anyio.current_time,
         ),
     )
     cancellations = Cancellations(
@@ -243,9 +245,11 @@ def assemble(
         poller.expect_scheduler()
 
     def claimable(heard: Heard) -> None:
-        poller.hint(heard.flow_run_id, heard.work_queue_id)
         if heard.flow_run_id and heard.deployment_id and poller.would_start:
             attending.start_soon(readings.read_ahead, heard.flow_run_id, heard.deployment_id)
+            poller.hint(heard.flow_run_id)
+        else:
+            poller.hint()
 
     push = EventStream(
         transport=client.transport,

@@ -129,12 +129,14 @@ async def test_a_reserved_name_and_a_bad_template_are_refused_in_the_servers_wor
 
 async def test_queues(client: PrefectClient, api: PrefectApi, pool: str) -> None:
     api.create_queue(pool, "urgent #1", priority=1, concurrency_limit=3)
-    (queue,) = await client.filter_work_queues(pool, ["urgent #1", "nope"])
-    assert (queue.name, queue.priority, queue.concurrency_limit) == ("urgent #1", 1, 3)
-    assert await client.read_work_queue(queue.id) == queue
+    (queue,) = await client.first_work_queues(pool, ["urgent #1", "nope"])
+    assert (queue.priority, queue.concurrency_limit, queue.is_paused) == (1, 3, False)
+    assert [queue.name for queue in await client.filter_work_queues(pool, ["urgent #1", "nope"])] == [
+        "urgent #1"
+    ]
     assert {queue.name for queue in await client.filter_work_queues(pool)} == {"urgent #1", "default"}
     with pytest.raises(NotFound):
-        await client.read_work_queue(uuid4())
+        await client.first_work_queues("nope")
     with pytest.raises(NotFound, match="nope"):
         await client.get_scheduled_flow_runs(pool, ["default", "nope"], soon())
 

@@ -175,20 +175,22 @@ async def test_signing_off_twice_is_fine() -> None:
 
 async def test_queues_by_name_and_all_of_them() -> None:
     def queues(body: Any) -> httpx.Response:
-        return ok([] if body["offset"] else [{"id": str(ID), "name": "q", "priority": 2, "is_paused": True}])
+        return ok(
+            [] if body.get("offset") else [{"id": str(ID), "name": "q", "priority": 2, "is_paused": True}]
+        )
 
     where = "POST /work_pools/p/queues/filter"
-    routes: dict[str, Route] = {
-        where: queues,
-        f"GET /work_queues/{ID}": ok({"id": str(ID), "name": "q/1"}),
-    }
-    async with talking_to(routes) as (client, server):
+    async with talking_to({where: queues}) as (client, server):
         (queue,) = await client.filter_work_queues("p", {"q", "a"})
         assert (queue.name, queue.priority, queue.is_paused) == ("q", 2, True)
         assert server.asked[0][1] == {"work_queues": {"name": {"any_": ["a", "q"]}}, "offset": 0}
         await client.filter_work_queues("p")
         assert server.asked[-1][1] == {"offset": 1}
-        assert (await client.read_work_queue(ID)).name == "q/1"
+        (queue,) = await client.first_work_queues("p", {"q", "a"})
+        assert queue.name == "q"
+        assert server.asked[-1][1] == {"work_queues": {"name": {"any_": ["a", "q"]}}}
+        await client.first_work_queues("p")
+        assert server.asked[-1][1] == {}
 
 
 # finding runs

@@ -162,17 +162,11 @@ async def test_an_event_rings_its_own_bell_and_one_we_did_not_ask_for_none() -> 
     assert found.rings[2:] == ["cancelling", "scheduled", "cancelling"]
 
 
-RUN, DEPLOYMENT, QUEUE = UUID(int=3), UUID(int=4), UUID(int=5)
+RUN, DEPLOYMENT = UUID(int=3), UUID(int=4)
 
 
 RELATED: list[tuple[object, object, Heard]] = [
     (RUN, [{"prefect.resource.id": "prefect.flow.1"}, _of(DEPLOYMENT)], Heard(RUN, DEPLOYMENT)),
-    (
-        RUN,
-        [{"prefect.resource.id": f"prefect.work-queue.{QUEUE}"}, _of(DEPLOYMENT)],
-        Heard(RUN, DEPLOYMENT, QUEUE),
-    ),
-    (RUN, [{"prefect.resource.id": f"prefect.work-queue.{QUEUE}"}], Heard(RUN, None, QUEUE)),
     (RUN, [], Heard(RUN)),
     (RUN, [_of("no-id")], Heard(RUN)),
     (RUN, None, Heard(RUN)),
@@ -182,7 +176,7 @@ RELATED: list[tuple[object, object, Heard]] = [
 
 
 @pytest.mark.parametrize(("run", "related", "heard"), RELATED)
-async def test_a_bell_is_told_the_run_its_deployment_and_its_queue_as_far_as_the_event_names_them(
+async def test_a_bell_is_told_the_run_and_its_deployment_as_far_as_the_event_names_them(
     run: object, related: object, heard: Heard
 ) -> None:
     async with bench(saying(event(SCHEDULED, run, related))) as found:

@@ -176,17 +176,28 @@ def test_as_many_runs_as_hints_answer_them() -> None:
     assert planned.delay(now=NOW) == pytest.approx(10)
 
 
-def test_a_hint_that_is_answered_without_a_question_leaves_those_that_were_not() -> None:
+def test_one_hint_can_be_answered_without_a_question() -> None:
     planned = agenda(Clock())
+    assert not planned.one_hint
     planned.hint()
+    assert planned.one_hint
     planned.answered()
+    assert not planned.one_hint
     assert planned.delay(now=NOW) == pytest.approx(10)
     assert planned.hint(), "the next one rings"
     planned.begin(now=NOW)
     planned.found(0)
     planned.hint()
-    planned.answered()
-    assert planned.delay(now=NOW) == PAUSES_AFTER_HINT[0], "what was not found is asked about again"
+    assert not planned.one_hint, "the one before was not found"
+
+
+def test_when_a_run_that_was_found_is_to_be_claimed() -> None:
+    planned = agenda(Clock())
+    planned.note([NOW + timedelta(seconds=1), NOW + timedelta(seconds=2)])
+    assert not planned.is_time(now=NOW)
+    assert planned.is_time(now=NOW + timedelta(seconds=1))
+    planned.begin(now=NOW + timedelta(seconds=1))
+    assert not planned.is_time(now=NOW + timedelta(seconds=1))
 
 
 def test_a_hint_during_a_question_has_it_put_again() -> None:

@@ -39,6 +39,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POOL, QUEUE = UUID(int=1001), UUID(int=1002)
 PATH = "/work_pools/p/get_scheduled_flow_runs"
 FILTER = "/flow_runs/filter"
+QUEUES = "/work_pools/p/queues/filter"
 
 
 def run(**fields: Any) -> dict[str, Any]:
@@ -197,7 +198,7 @@ class Bench:
             lambda body: (200, [{"flow_run": one} for one in self._waiting[: body.get("limit", shown)]]),
         )
         self.server.on_call("POST", FILTER, due)
-        self.server.on("GET", f"/work_queues/{QUEUE}", {"id": str(QUEUE), "name": "default"})
+        self.server.on("POST", QUEUES, [{"id": str(QUEUE), "name": "default"}])
         for one in waiting:
             self.server.on("GET", f"/flow_runs/{one['id']}", one)
 
@@ -263,9 +264,11 @@ class Bench:
                 settled=self._settled,
                 shortcut=Shortcut(
                     questions=questions,
-                    work_queues=self._queues,
+                    enabled=True,
+                    pool=lambda: self.pool,
                     pool_of=lambda _: self.pool,
                     settled=self._settled,
+                    monotonic=lambda: self.clock,
                 ),
             )
 
@@ -857,7 +860,7 @@ async def test_after_a_hint_the_question_waits_until_what_it_tells_of_is_committ
     async with bench.poller() as poller:
         await poller.poll_once()
         assert bench.slept == []
-        poller.hint(UUID(int=1))
+        poller.hint()
         await poller.poll_once()
     assert bench.slept == [PAUSE_BEFORE_QUESTION]
 
@@ -874,7 +877,7 @@ async def test_one_run_after_the_other_is_started_without_a_question() -> None:
         await poller.poll_once()
         for number in (1, 2, 3):
             bench.serve([alone(number)])
-            poller.hint(UUID(int=number), QUEUE)
+            poller.hint(UUID(int=number))
             assert await bench.freed.wait(timeout=0)
             assert await poller.poll_once() == pytest.approx(13.0)
     assert bench.numbers == [1, 2, 3]
@@ -888,32 +891,131 @@ async def test_two_runs_are_asked_about_and_so_is_one_when_others_wait() -> None
     async with bench.poller() as poller:
         await poller.poll_once()
         bench.serve([alone(number) for number in (1, 2, 3, 4)])
-        poller.hint(UUID(int=1), QUEUE)
-        poller.hint(UUID(int=2), QUEUE)
+        poller.hint(UUID(int=1))
+        poller.hint(UUID(int=2))
         await poller.poll_once()
         assert (bench.numbers, len(bench.questions())) == ([1, 2, 3], 2)
         for execution in bench.executions:
             execution.end()
         bench.serve([alone(4), alone(5)])
-        poller.hint(UUID(int=5), QUEUE)
+        poller.hint(UUID(int=5))
         await poller.poll_once()
     assert (bench.numbers, len(bench.questions())) == ([1, 2, 3, 4, 5], 3)
 
 
-async def test_a_run_that_was_not_found_yet_is_not_forgotten_over_one_that_was() -> None:
+async def test_a_run_that_was_not_found_yet_is_asked_about_with_the_next_one() -> None:
     bench = Bench()
     bench.serve([])
     async with bench.poller() as poller:
         await poller.poll_once()
         bench.server.on("GET", f"/flow_runs/{UUID(int=1)}", {"detail": "Flow run not found"}, status=404)
-        poller.hint(UUID(int=1), QUEUE)
+        poller.hint(UUID(int=1))
         assert await poller.poll_once() == pytest.approx(0.15), "it is not there yet"
-        bench.serve([alone(2)])
-        poller.hint(UUID(int=2), QUEUE)
-        assert await poller.poll_once() == pytest.approx(0.15)
-        bench.serve([alone(1)])
+        bench.serve([alone(1), alone(2)])
+        poller.hint(UUID(int=2))
         await poller.poll_once()
-    assert bench.numbers == [2, 1]
+    assert (bench.numbers, len(bench.questions())) == ([1, 2], 3)
+
+
+async def test_a_run_whose_time_has_come_is_not_overtaken() -> None:
+    bench = Bench(limit=1)
+    due = alone(1, next_scheduled_start_time=(NOW + timedelta(seconds=5)).isoformat())
+    bench.serve([due])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.now += timedelta(seconds=5)
+        bench.serve([due, alone(2)])
+        poller.hint(UUID(int=2))
+        await poller.poll_once()
+    assert bench.numbers == [1]
+
+
+async def test_the_look_ahead_is_not_put_off_by_runs_that_are_heard_of() -> None:
+    bench = Bench()
+    bench.serve([])
+    async with bench.poller() as poller:
+        bench.clock += await poller.poll_once()
+        bench.serve([alone(1)])
+        poller.hint(UUID(int=1))
+        await poller.poll_once()
+    assert (bench.numbers, len(bench.questions())) == ([1], 2)
+
+
+async def test_without_room_a_run_is_not_looked_at() -> None:
+    bench = Bench(limit=1)
+    bench.serve([alone(1)])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(2)])
+        poller.hint(UUID(int=2))
+        await poller.poll_once()
+        assert not looked_at(bench)
+        bench.executions[0].end()
+        await poller.poll_once()
+    assert bench.numbers == [1, 2]
+
+
+async def test_a_poll_that_is_to_be_the_only_one_is_a_question() -> None:
+    bench = Bench(run_once=True)
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(1)])
+        poller.hint(UUID(int=1))
+        await poller.poll_once()
+    assert (bench.numbers, len(bench.questions())) == ([1], 2)
+
+
+async def test_after_an_answer_that_may_have_been_cut_off_the_next_run_is_asked_about() -> None:
+    bench = Bench(limit=1, losing=100)
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(number) for number in range(1, SPARE + 2)])
+        poller.hint()
+        await poller.poll_once()
+        asked = len(bench.questions())
+        bench.serve([alone(50)])
+        poller.hint(UUID(int=50))
+        await poller.poll_once()
+        assert len(bench.questions()) > asked
+
+
+async def test_after_a_question_that_was_refused_the_next_run_is_asked_about() -> None:
+    bench = Bench()
+    bench.server.on("POST", PATH, {"detail": "Work pool queue 'p/typo' not found."}, status=404)
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.server.on("GET", f"/flow_runs/{UUID(int=1)}", alone(1))
+        bench.server.on("POST", QUEUES, [{"id": str(QUEUE), "name": "default"}])
+        poller.hint(UUID(int=1))
+        await poller.poll_once()
+    assert bench.numbers == []
+    assert not looked_at(bench)
+
+
+async def test_a_run_that_took_long_to_read_is_looked_at_once_more_before_it_is_claimed() -> None:
+    bench = Bench()
+    bench.serve([])
+
+    def slowly(_body: Any) -> tuple[int, Any]:
+        bench.now += timedelta(seconds=0.2)
+        return 200, alone(1)
+
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        answers = len(bench.answers)
+        bench.server.on_call("GET", f"/flow_runs/{UUID(int=1)}", slowly)
+        bench.server.on("POST", QUEUES, [{"id": str(QUEUE), "name": "default"}])
+        poller.hint(UUID(int=1))
+        await poller.poll_once()
+    assert (bench.numbers, looked_at(bench)) == ([1], 2)
+    assert len(bench.answers) == answers + 1, "what is read for it from now on is younger"
+
+
+def looked_at(bench: Bench) -> int:
+    """How often a run was read."""
+    return sum(path.startswith("/flow_runs/") and path != FILTER for _, path, _ in bench.server.received)
 
 
 @pytest.mark.parametrize("judging", [{"max_late": 60.0}, {"only_latest": True}])
@@ -923,23 +1025,38 @@ async def test_where_runs_may_be_skipped_all_that_wait_are_asked_for(judging: di
     async with bench.poller() as poller:
         await poller.poll_once()
         bench.serve([alone(1, deployment_id=str(UUID(int=7)))])
-        poller.hint(UUID(int=1), QUEUE)
+        poller.hint(UUID(int=1))
         await poller.poll_once()
     assert (bench.numbers, len(bench.questions())) == ([1], 2)
 
 
-async def test_a_run_that_is_for_later_is_asked_about() -> None:
+async def test_a_run_that_is_for_later_is_asked_about_when_its_time_comes() -> None:
     bench = Bench()
     bench.serve([])
     later = (NOW + timedelta(seconds=5)).isoformat()
     async with bench.poller() as poller:
         await poller.poll_once()
         bench.serve([alone(1, next_scheduled_start_time=later)])
-        poller.hint(UUID(int=1), QUEUE)
-        assert await poller.poll_once() == pytest.approx(0.15)
+        poller.hint(UUID(int=1))
+        delay = await poller.poll_once()
+        assert delay == pytest.approx(4.75, abs=0.01), "so long before it as a start takes"
         assert (bench.numbers, len(bench.questions())) == ([], 1)
+        bench.now += timedelta(seconds=delay)
+        bench.clock += delay
         await poller.poll_once()
-    assert len(bench.questions()) == 2
+    assert (bench.numbers, len(bench.questions())) == ([1], 2)
+
+
+async def test_a_run_that_its_own_process_retries_is_left_to_the_server() -> None:
+    bench = Bench()
+    bench.serve([])
+    async with bench.poller() as poller:
+        await poller.poll_once()
+        bench.serve([alone(1, empirical_policy={"retry_type": "in_process"})])
+        poller.hint(UUID(int=1))
+        await poller.poll_once()
+        await poller.poll_once()
+    assert (bench.numbers, len(bench.questions())) == ([], 2)
 
 
 async def test_a_run_is_not_claimed_while_others_are_being_made_at_that_moment() -> None:
@@ -949,7 +1066,7 @@ async def test_a_run_is_not_claimed_while_others_are_being_made_at_that_moment()
         await poller.poll_once()
         bench.serve([alone(1)])
         bench.arrivals.heard(UUID(int=1))
-        poller.hint(UUID(int=1), QUEUE)
+        poller.hint(UUID(int=1))
         bench.while_settling = lambda: bench.arrivals.heard(UUID(int=2))
         assert await poller.poll_once() == pytest.approx(CALM_EACH)
     assert (bench.numbers, len(bench.questions())) == ([], 1)
@@ -962,10 +1079,10 @@ async def test_while_nothing_may_be_claimed_a_run_is_not_looked_at() -> None:
         await poller.poll_once()
         bench.serve([alone(1)])
         bench.withheld = "the disk is full"
-        poller.hint(UUID(int=1), QUEUE)
+        poller.hint(UUID(int=1))
         await poller.poll_once()
     assert bench.numbers == []
-    assert not [path for _, path, _ in bench.server.received if path.startswith("/flow_runs/")]
+    assert not looked_at(bench)
 
 
 async def test_the_poller_is_idle_when_nothing_waits_to_be_claimed() -> None:
@@ -975,7 +1092,7 @@ async def test_the_poller_is_idle_when_nothing_waits_to_be_claimed() -> None:
         assert not poller.idle, "nobody has looked"
         await poller.poll_once()
         assert poller.idle, "it is for later"
-        poller.hint(UUID(int=2))
+        poller.hint()
         assert not poller.idle
         bench.serve([run()])
         await poller.poll_once()

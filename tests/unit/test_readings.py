@@ -335,6 +335,24 @@ async def test_what_is_being_read_when_a_deployment_is_changed_does_not_count() 
     assert (names, bench.reads) == (["read 2"], 2)
 
 
+async def test_the_pool_that_was_read_ahead_counts_as_long_as_the_reading_would() -> None:
+    bench, run = Bench(), a_run()
+    async with bench.server.client() as client:
+        readings = bench.readings(client)
+        assert readings.pool_ahead(run.id) is None
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        assert readings.pool_ahead(run.id) is not None
+        bench.now += LONGEST_AHEAD + 0.1
+        assert readings.pool_ahead(run.id) is None
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        assert readings.pool_ahead(run.id) is not None
+        readings.forget()
+        assert readings.pool_ahead(run.id) is None
+        bench.server.on("GET", f"/deployments/{DEPLOYMENT}", {"detail": "gone"}, status=404)
+        await readings.read_ahead(run.id, DEPLOYMENT)
+        assert readings.pool_ahead(run.id) is None
+
+
 def name_of(reading: Reading) -> str | None:
     return reading.deployment and reading.deployment.name
 

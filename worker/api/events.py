@@ -8,7 +8,6 @@ now and then without being woken. That is why a lost connection is nobody's trou
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
 from uuid import UUID
@@ -56,11 +55,10 @@ ANNOUNCED_FAILURES: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The flow run that an event is about, its deployment and its queue; None for any other event, and when some may have been missed."""
+    """The flow run that an event is about, and its deployment; None for any other event, and when some may have been missed."""
 
     flow_run_id: UUID | None = None
     deployment_id: UUID | None = None
-    work_queue_id: UUID | None = None
 
 
 Bell = Callable[[Heard], None]
@@ -151,8 +149,7 @@ class EventStream:
                 bell = self._bells.get(name)
                 if bell is not None:
                     self._log.debug("push.event", name=name, resource=resource_id(event))
-                    related = partial(related_id, event)
-                    bell(Heard(flow_run_of(event), related("deployment"), related("work-queue")))
+                    bell(Heard(flow_run_of(event), deployment_of(event)))
             case _:
                 # Too large, or of a form we do not know: it may have been anything.
                 self._log.debug("push.unreadable")
@@ -250,12 +247,12 @@ def flow_run_of(event: Mapping[str, Any]) -> UUID | None:
     return _id_of(resource_id(event), "flow-run")
 
 
-def related_id(event: Mapping[str, Any], kind: str) -> UUID | None:
-    """The object of this kind that the event names as related: the flow run's deployment, its queue (PROTOCOL 5.3)."""
+def deployment_of(event: Mapping[str, Any]) -> UUID | None:
+    """The deployment of the flow run that the event is about, which it names as related (PROTOCOL 5.3)."""
     related = event.get("related")
     if not isinstance(related, list):
         return None
-    ids = (_id_of(resource_id({"resource": one}), kind) for one in cast("list[Any]", related))
+    ids = (_id_of(resource_id({"resource": one}), "deployment") for one in cast("list[Any]", related))
     return next(filter(None, ids), None)
 
 

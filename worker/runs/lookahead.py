@@ -154,6 +154,15 @@ class Agenda:
         """Whether the next question is to be a look ahead."""
         return self._look_owed or self.question_is_due
 
+    @property
+    def one_hint(self) -> bool:
+        """Whether there was one hint, and none before it that is not answered yet."""
+        return self._hints == 1
+
+    def is_time(self, *, now: datetime) -> bool:
+        """Whether a run that was found before is to be claimed now."""
+        return any(time <= now for time in self._timers)
+
     def hint(self) -> bool:
         """There may be a run to claim. Whether to ask now; not when a question comes soon in any case.
 
@@ -202,9 +211,8 @@ class Agenda:
             self.rest()
 
     def answered(self) -> None:
-        """A hint has been answered without a question; one that was not answered by the last question still wants another."""
-        self._hints = max(0, self._hints - 1)
-        self._looks = 1 if self._hints else None
+        """The one hint has been answered without a question; one that comes after this wants its own."""
+        self._looks, self._hints = None, 0
 
     def rest(self) -> None:
         """Nothing more is to be learnt from asking after the hints so far."""

@@ -72,10 +72,10 @@ class Poller:
         self._idle = False
         self._ended = False
 
-    def hint(self, flow_run_id: UUID | None = None, work_queue_id: UUID | None = None) -> None:
+    def hint(self, flow_run_id: UUID | None = None) -> None:
         """Somebody heard that a run of our pool may have become claimable, or may have missed hearing it."""
         self._idle = False
-        self._shortcut.heard(flow_run_id, work_queue_id)
+        self._shortcut.heard(flow_run_id)
         if self._agenda.hint():
             self._wake.set()
 
@@ -123,10 +123,11 @@ class Poller:
         if withheld is None and await self._start_rest():
             return self._pause() or self._agenda.delay(now=self._now())
         if self._agenda.hinted:
+            began = self._now()
             found = await self._find_heard() if withheld is None else None
             if found is not None:
                 return self._pause() or await self._serve_heard(found)
-            await self._sleep(PAUSE_BEFORE_QUESTION)
+            await self._sleep(max(0.0, PAUSE_BEFORE_QUESTION - (self._now() - began).total_seconds()))
             await self._settled()
             if not self._run_once and (pause := self._pause()):
                 return pause
@@ -139,9 +140,10 @@ class Poller:
         self._shortcut.asked()
         answer, limit = await self._ask_for_startable()
         served = await self._serve(answer)
-        self._shortcut.answered(clear=_all_begun(answer, limit, served))
         cut_short = served.cut_off or served.skipped or served.left
-        if not cut_short and limit is not None and len(answer) >= limit and self._in_flight.room:
+        complete = limit is None or len(answer) < limit
+        self._shortcut.answered(clear=complete and not cut_short and not self._questions.refused)
+        if not cut_short and not complete and self._in_flight.room:
             # Nearly nothing of it could be claimed; there may be more behind it.
             served = await self._serve(await self._questions.ask(lead=self._leads.longest, limit=None))
         if self._run_once:
@@ -152,7 +154,8 @@ class Poller:
 
     async def _find_heard(self) -> FlowRun | None:
         """A run that can be claimed without the question, which is not owed for another reason."""
-        if self._serving.judges or self._run_once or self._agenda.look_is_due or self._in_flight.room == 0:
+        owed = not self._agenda.one_hint or self._agenda.look_is_due or self._agenda.is_time(now=self._now())
+        if owed or self._serving.judges or self._run_once or self._in_flight.room == 0:
             return None
         return await self._shortcut.find()
 
@@ -163,7 +166,8 @@ class Poller:
         self._agenda.answered()
         served = await self._serving.serve([flow_run], looked=False, asked=False)
         self._idle = False
-        if not served.started:
+        self._agenda.note(served.ahead)
+        if not served.started and not served.ahead:
             # Whatever it is, the server's answer tells.
             self.hint()
         return self._agenda.delay(now=self._now())
@@ -224,9 +228,3 @@ class Poller:
         self._agenda.found(served.started)
         self._idle = served.idle
         return served
-
-
-def _all_begun(answer: Sequence[FlowRun], limit: int | None, served: Served) -> bool:
-    """Whether no run is left that could have been claimed by this answer, or may lie behind it."""
-    complete = limit is None or len(answer) < limit
-    return complete and served.started + len(served.ahead) >= len(answer)

@@ -74,13 +74,18 @@ class Questions:
         self._answered()
         return runs
 
-    async def look_at(self, flow_run_id: UUID, work_queue_id: UUID) -> tuple[FlowRun, WorkQueue] | None:
-        """One run and one queue as they are now; None when they cannot be read, or not any more, or not yet."""
+    @property
+    def refused(self) -> bool:
+        """Whether the last question was not answered but refused: the pool, or a queue, does not exist."""
+        return self._refused is not None
+
+    async def look_at(self, flow_run_id: UUID) -> tuple[FlowRun, list[WorkQueue]] | None:
+        """One run, and our queues, as they are now; None when they cannot be read, or not any more, or not yet."""
         asked = self._now()
         try:
             found = await together(
                 partial(self._client.read_flow_run, flow_run_id, max_tries=1),
-                partial(self._client.read_work_queue, work_queue_id, max_tries=1),
+                partial(self._client.first_work_queues, self._pool, self._work_queues, max_tries=1),
             )
         except ApiError as error:
             self._log.debug("poll.must_ask", flow_run_id=str(flow_run_id), reason=str(error))

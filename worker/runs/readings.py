@@ -122,7 +122,7 @@ class Readings:
             await known.done.wait()
 
     def pool_ahead(self, flow_run_id: UUID) -> WorkPool | None:
-        """The pool as it was just read for this run, together with its deployment; None unless `of` would use both."""
+        """The pool as it was just read for this run, together with its deployment; None when either is not, or is too old."""
         known = self._ahead.get(flow_run_id)
         if known is None or known.deployment is None or not self._fresh(known, LONGEST_AHEAD):
             return None
