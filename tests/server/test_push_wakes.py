@@ -48,12 +48,12 @@ def unasked(worker: Worker) -> int:
 
 
 def test_one_run_at_a_time_is_claimed_without_asking_for_runs(
-    module_project: Project, listener: Worker
+    api: PrefectApi, module_project: Project, listener: Worker
 ) -> None:
-    """A poll that is due may find it first, but not again and again."""
-    before = unasked(listener)
+    """A poll that is due may find it first, but not again and again; that there is a deployment is news, too."""
+    before, deployment = unasked(listener), module_project.deploy()
     for _ in range(6):
-        run_id = module_project.run()
+        run_id = api.create_flow_run(deployment)
         module_project.seen(run_id)
         listener.wait_for_event("flow_run.reported", flow_run_id=run_id)
         if unasked(listener) > before:
@@ -66,7 +66,7 @@ def test_where_a_queue_holds_runs_back_the_server_is_asked(
 ) -> None:
     api.create_queue(project.pool, "narrow", concurrency_limit=1)
     api.create_queue(project.pool, "paused", is_paused=True)
-    worker = daemon(pool=project.pool, env=RARELY)
+    worker = daemon(pool=project.pool)
     worker.wait_for_event("push.connected")
     wait_for(lambda: worker.events("poll.done", found=0), timeout=60, description="the first polls are over")
     waits = project.run(work_queue_name="paused")
