@@ -122,15 +122,8 @@ class Poller:
         withheld = self._may_claim()
         if withheld is None and await self._start_rest():
             return self._pause() or self._agenda.delay(now=self._now())
-        if self._agenda.hinted:
-            began = self._now()
-            found = await self._find_heard() if withheld is None else None
-            if found is not None:
-                return self._pause() or await self._serve_heard(found)
-            await self._sleep(max(0.0, PAUSE_BEFORE_QUESTION - (self._now() - began).total_seconds()))
-            await self._settled()
-            if not self._run_once and (pause := self._pause()):
-                return pause
+        if self._agenda.hinted and (delay := await self._attend_to_hint(withheld)) is not None:
+            return delay
         self._agenda.begin(now=self._now())
         if withheld is not None or self._in_flight.room == 0:
             await self._ask_for_nothing(withheld)
@@ -151,6 +144,19 @@ class Poller:
         if served.cut_off or served.skipped:
             return 0.0
         return self._pause() or self._agenda.delay(now=self._now())
+
+    async def _attend_to_hint(self, withheld: str | None) -> float | None:
+        """Start the run that was heard of without a question, or wait for the moment to put it.
+
+        Returns the seconds until the next question; None when it is to be put now.
+        """
+        began = self._now()
+        found = await self._find_heard() if withheld is None else None
+        if found is not None:
+            return self._pause() or await self._serve_heard(found)
+        await self._sleep(max(0.0, PAUSE_BEFORE_QUESTION - (self._now() - began).total_seconds()))
+        await self._settled()
+        return None if self._run_once else self._pause() or None
 
     async def _find_heard(self) -> FlowRun | None:
         """A run that can be claimed without the question, which is not owed for another reason."""
