@@ -116,7 +116,7 @@ async def test_what_is_held_has_the_pages_to_itself_that_it_is_going_to_write_to
         def own_pages() -> int:
             return psutil.Process(held.handle.pid).memory_full_info().uss // resource.getpagesize()
 
-        # 4,600 here, of which 1,100 are there without being copied ahead.
+        # Far more than what is there without being copied ahead: some 1,100.
         await wait_until(lambda: own_pages() >= 2500, description="the copies of thousands of pages")
 
 
