@@ -105,7 +105,11 @@ def assemble(
             monotonic=anyio.current_time,
         )
     sparing = Sparing(
-        client=client, in_flight=in_flight, cloud=settings.api.is_cloud, monotonic=anyio.current_time
+        client=client,
+        in_flight=in_flight,
+        cloud=settings.api.is_cloud,
+        wake=freed,
+        monotonic=anyio.current_time,
     )
 
     def observe(seconds: float, failed: bool) -> None:
@@ -257,7 +261,7 @@ def assemble(
         work_pool_id=lambda: pool.current.id if pool.current is not None else None,
         bells={
             FLOW_RUN_CANCELLING: lambda heard: cancellations.hint(heard.flow_run_id),
-            FLOW_RUN_LATE: lambda heard: sparing.marking.heard(heard.flow_run_id),
+            FLOW_RUN_LATE: lambda heard: sparing.marked(heard.flow_run_id),
             **dict.fromkeys(FLOW_RUN_ENDED, ended),
             **dict.fromkeys(FLOW_RUN_CLAIMABLE, claimable),
             FLOW_RUN_SCHEDULED: scheduled,

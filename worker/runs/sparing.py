@@ -17,6 +17,7 @@ from worker.runs.arrivals import Arrivals
 from worker.runs.in_flight import InFlight
 from worker.runs.late_marking import LateMarking
 from worker.runs.tidying import Tidying
+from worker.runs.wake import Wake
 
 COUNT_LIMIT = 1.0
 COLLECT_LIMIT = 3.0
@@ -27,13 +28,21 @@ LEARN_LIMIT = 20.0
 class Sparing:
     """What is known of one server's troubles; one for the daemon's life.
 
-    `cloud`: it is Prefect Cloud, which needs no sparing. `monotonic` is a clock in seconds.
+    `cloud`: it is Prefect Cloud, which needs no sparing. `wake` is for whoever waits for the end of a pause: rung when
+    that may come sooner by now. `monotonic` is a clock in seconds.
     """
 
     def __init__(
-        self, *, client: PrefectClient, in_flight: InFlight, cloud: bool, monotonic: Callable[[], float]
+        self,
+        *,
+        client: PrefectClient,
+        in_flight: InFlight,
+        cloud: bool,
+        wake: Wake,
+        monotonic: Callable[[], float],
     ) -> None:
         self._client = client
+        self._wake = wake
         self._monotonic = monotonic
         self._cloud = cloud
         self.marking = LateMarking(count=partial(_count_unmarked, client, monotonic), monotonic=monotonic)
@@ -78,6 +87,13 @@ class Sparing:
         """A run of our pool was made just now; None: it may have been."""
         if not self.needless:
             self.arrivals.heard(flow_run_id)
+
+    def marked(self, flow_run_id: UUID | None) -> None:
+        """A run of our pool was marked as Late just now; None: it may have been."""
+        self.marking.heard(flow_run_id)
+        if self.pause():
+            # A round that has come is over sooner than one of which nobody knows when it will.
+            self._wake.set()
 
     def failed(self) -> None:
         """A request of ours failed for too much work on the server's side."""
